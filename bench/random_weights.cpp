@@ -1,0 +1,93 @@
+#include "random_weights.hpp"
+
+#include <algorithm>
+#include <random>
+#include <thread>
+#include <vector>
+
+namespace mpq::bench {
+namespace {
+
+// Finaliser of splitmix64: random bits from a counter, so that threads need no common state.
+constexpr std::uint64_t mix(std::uint64_t v) noexcept {
+  v += 0x9e3779b97f4a7c15u;
+  v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9u;
+  v = (v ^ (v >> 27)) * 0x94d049bb133111ebu;
+  return v ^ (v >> 31);
+}
+
+// values[i] = make(random bits of i), by all cores.
+template <class T, class Make>
+void fill(std::vector<T>& values, std::size_t count, std::uint64_t seed, const Make& make) {
+  values.resize(count);
+  const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  constexpr std::size_t kWorthAThread = std::size_t{1} << 20;
+  const std::size_t parts = std::clamp<std::size_t>(count / kWorthAThread, 1, cores);
+  const auto fill_part = [&](std::size_t part) {
+    const std::size_t end = count * (part + 1) / parts;
+    for (std::size_t i = count * part / parts; i < end; ++i) values[i] = make(mix(seed + i));
+  };
+  std::vector<std::jthread> threads;
+  for (std::size_t part = 1; part < parts; ++part) threads.emplace_back(fill_part, part);
+  fill_part(0);
+}
+
+// 2^-6 with a random mantissa.
+std::uint16_t random_scale(std::uint64_t random, DType dtype) {
+  const auto bits = static_cast<std::uint32_t>(random >> 32);
+  return static_cast<std::uint16_t>(dtype == DType::f16 ? (15u - 6u) << 10 | (bits & 0x3ffu)
+                                                        : (127u - 6u) << 7 | (bits & 0x7fu));
+}
+
+// Even over [0, 1).
+float random_unit(std::uint64_t random) {
+  return static_cast<float>(random >> 40) * 0x1p-24f;
+}
+
+}  // namespace
+
+AnyQuantizedWeights make_random_weights(const LayerSpec& spec, bool act_order, bool bias,
+                                        std::uint64_t seed) {
+  WeightsData w;
+  w.in_features = spec.shape.k;
+  w.out_features = spec.shape.n;
+  w.group_size = spec.group_size;
+  w.dtype = spec.dtype;
+  w.zero_kind = spec.zeros;
+
+  const auto n = static_cast<std::size_t>(spec.shape.n);
+  const auto words = static_cast<std::size_t>(ceil_div(spec.shape.k * spec.bits, 32)) * n;
+  const auto statistics = static_cast<std::size_t>(spec.groups()) * n;
+  const auto stream = [&](std::uint64_t i) { return mix(mix(seed) + i); };  // one per tensor
+
+  // Every pattern of bits is a code.
+  fill(w.qweight, words, stream(0),
+       [](std::uint64_t random) { return static_cast<std::uint32_t>(random >> 32); });
+  fill(w.scales, statistics, stream(1),
+       [&](std::uint64_t random) { return random_scale(random, spec.dtype); });
+  const std::uint64_t zero_count = (std::uint64_t{1} << spec.bits) + 1;  // 0 ... 2^bits
+  if (spec.zeros == ZeroKind::integer) {
+    fill(w.zeros, statistics, stream(2), [&](std::uint64_t random) {
+      return static_cast<std::uint16_t>((random >> 32) % zero_count);
+    });
+  } else if (spec.zeros == ZeroKind::affine) {
+    const auto range = static_cast<float>(zero_count - 1) / 64.0f;
+    fill(w.affine_zeros, statistics, stream(2),
+         [&](std::uint64_t random) { return -range * random_unit(random); });
+  }
+  if (act_order) {
+    w.g_idx.resize(static_cast<std::size_t>(spec.shape.k));
+    for (std::size_t k = 0; k < w.g_idx.size(); ++k) {
+      w.g_idx[k] = spec.group_size == -1
+                       ? 0
+                       : static_cast<std::int32_t>(k / static_cast<std::size_t>(spec.group_size));
+    }
+    std::shuffle(w.g_idx.begin(), w.g_idx.end(), std::mt19937_64(stream(3)));
+  }
+  if (bias) {
+    fill(w.bias, n, stream(4), [](std::uint64_t random) { return 2 * random_unit(random) - 1; });
+  }
+  return make_quantized_weights(spec.bits, std::move(w));
+}
+
+}  // namespace mpq::bench

@@ -1,0 +1,87 @@
+# Decides whether CUDA is built (MPQ_CUDA) and for which architectures.
+set(MPQ_CUDA OFF)
+if(NOT MPQ_ENABLE_CUDA STREQUAL "OFF" AND MPQ_ENABLE_CUDA)
+  if("${CMAKE_CUDA_COMPILER}" MATCHES "NOTFOUND$")
+    unset(CMAKE_CUDA_COMPILER CACHE)  # a toolkit may have been installed since
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --version OUTPUT_VARIABLE mpq_nvcc ERROR_QUIET)
+    if(mpq_nvcc MATCHES "release ([0-9.]+)" AND CMAKE_MATCH_1 VERSION_LESS 12.0)
+      set(mpq_no_cuda "${CMAKE_CUDA_COMPILER} is CUDA ${CMAKE_MATCH_1}, C++20 needs 12.0")
+    else()
+      set(MPQ_CUDA ON)
+    endif()
+  else()
+    set(mpq_no_cuda "no CUDA compiler was found")
+  endif()
+  if(NOT MPQ_CUDA AND NOT MPQ_ENABLE_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "MPQ_ENABLE_CUDA is ${MPQ_ENABLE_CUDA}, but ${mpq_no_cuda}")
+  elseif(NOT MPQ_CUDA)
+    message(STATUS "mpq: ${mpq_no_cuda}, building the CPU back end only")
+  endif()
+endif()
+
+# mpq_choose_architectures(out): CMAKE_CUDA_ARCHITECTURES as the user or the parent project set it, less
+# what is older than the kernels' instructions (sm_80); else Ampere machine code with its PTX for
+# everything after it, and Hopper's own instructions.
+function(mpq_choose_architectures out)
+  set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  # A parent that enables CUDA without choosing has nvcc's oldest architecture in the cache, under this
+  # help text. The same text stands over a choice by the environment variable CUDAARCHS, which later
+  # runs of CMake may not see any more.
+  if(NOT DEFINED CACHE{mpq_cudaarchs})
+    set(mpq_cudaarchs "$ENV{CUDAARCHS}" CACHE INTERNAL "CUDAARCHS at the first configuration")
+  endif()
+  get_property(help CACHE CMAKE_CUDA_ARCHITECTURES PROPERTY HELPSTRING)
+  if("${architectures}" STREQUAL "" OR (help STREQUAL "CUDA architectures"
+     AND mpq_cudaarchs STREQUAL "" AND architectures STREQUAL "$CACHE{CMAKE_CUDA_ARCHITECTURES}"))
+    set(architectures "80;90a-real")
+  elseif(architectures STREQUAL "all" AND CMAKE_CUDA_ARCHITECTURES_ALL)
+    set(architectures "${CMAKE_CUDA_ARCHITECTURES_ALL}")
+  elseif(architectures STREQUAL "all-major" AND CMAKE_CUDA_ARCHITECTURES_ALL_MAJOR)
+    set(architectures "${CMAKE_CUDA_ARCHITECTURES_ALL_MAJOR}")
+  endif()
+  set(kept "")
+  foreach(architecture IN LISTS architectures)
+    string(REGEX MATCH "^[0-9]+" number "${architecture}")
+    if(number STREQUAL "" OR number GREATER_EQUAL 80)
+      list(APPEND kept "${architecture}")
+    else()
+      message(STATUS "mpq: leaving out CUDA architecture ${architecture}; the kernels need 80 or newer")
+    endif()
+  endforeach()
+  if(kept STREQUAL "")
+    message(FATAL_ERROR "mpq: CMAKE_CUDA_ARCHITECTURES is \"${CMAKE_CUDA_ARCHITECTURES}\", but the "
+                        "kernels need 80 or newer (or set MPQ_ENABLE_CUDA=OFF)")
+  endif()
+  set(${out} "${kept}" PARENT_SCOPE)
+endfunction()
+
+if(MPQ_CUDA)
+  if(NOT CMAKE_CUDA_ARCHITECTURES AND "$ENV{CUDAARCHS}" STREQUAL "")
+    mpq_choose_architectures(CMAKE_CUDA_ARCHITECTURES)  # before nvcc's default takes the place
+  endif()
+  enable_language(CUDA)
+  mpq_choose_architectures(CMAKE_CUDA_ARCHITECTURES)
+  # No CMAKE_CUDA_STANDARD 20 here: CMake 3.25 does not know nvcc's flag. mpq::headers sets it.
+  find_package(CUDAToolkit 12.0 REQUIRED)
+endif()
+
+# mpq_kernel_instances(target): one translation unit per kernel family x bits x activation type, so that
+# cores build them in parallel and none takes minutes.
+function(mpq_kernel_instances target)
+  foreach(family decode prefill)
+    foreach(bits 1 2 4 8)
+      foreach(dtype f16 bf16)
+        set(MPQ_INSTANCE_BITS ${bits})
+        set(MPQ_INSTANCE_DTYPE ${dtype})
+        set(instance "${PROJECT_BINARY_DIR}/instances/${family}_w${bits}_${dtype}.cu")
+        configure_file("${PROJECT_SOURCE_DIR}/kernels/instances/${family}.cu.in" "${instance}" @ONLY)
+        target_sources(${target} PRIVATE "${instance}")
+      endforeach()
+    endforeach()
+  endforeach()
+  target_include_directories(${target} PRIVATE kernels)
+endfunction()

@@ -1,0 +1,20 @@
+# mpq_warnings(target): our own warnings, and the sanitizers where they are on. Never for consumers.
+function(mpq_warnings target)
+  set(host_warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion
+      -Wnon-virtual-dtor -Wold-style-cast)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    list(APPEND host_warnings -Wno-restrict)  # std::string's own operator+ (GCC bug 105651)
+  endif()
+  if(MPQ_WARNINGS_AS_ERRORS)
+    list(APPEND host_warnings -Werror)
+    set(cuda_errors -Werror=all-warnings)
+  endif()
+  target_compile_options(${target} PRIVATE
+    "$<$<COMPILE_LANGUAGE:CXX>:${host_warnings}>"
+    "$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:${cuda_errors};-Xcompiler=-Wall,-Wextra>")
+  if(MPQ_SANITIZE)
+    target_compile_options(${target} PRIVATE
+      "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all;-fno-omit-frame-pointer;-g>")
+    target_link_options(${target} PUBLIC -fsanitize=address,undefined)
+  endif()
+endfunction()

@@ -1,0 +1,106 @@
+#pragma once
+// How codes lie in the memory that the CUDA kernels read: one bijection, used by the host packer,
+// the device repack kernel, the kernels' comments and the tests; and how columns are ordered and
+// padded.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "mpq/types.hpp"
+
+namespace mpq {
+
+/// The kernel layout of codes. Output channels (n) are the rows of the tensor cores' operand A, and
+/// a lane finds everything that it needs of a block in 16 consecutive bytes, whatever the width.
+///
+///   block   64 channels x kBlockK columns, 2 KiB; blocks of one channel strip are contiguous along
+///   K in it   [warp 4][lane 32][word 4]: a warp's share is 16 channels, a lane's 16 bytes are one
+///   load word e  register e of the m16k16 fragment of mma.m16n8k16 (and of wgmma m64k16):
+///           channel = lane / 4 + 8 * (e & 1),  column = 2 * (lane % 4) + p + 8 * (e >> 1)
+///   bits    of k-step s (16 columns): the even column (p = 0) at WBits * s, the odd one 16 higher,
+///           so that (word >> (WBits * s)) & 0x000m000m is a fragment register's pair
+template <int WBits>
+requires SupportedBits<WBits>
+struct KernelLayout {
+  static constexpr int kBlockN = 64;                       ///< channels of a block
+  static constexpr int kStepK = 16;                        ///< columns of a tensor-core step
+  static constexpr int kStepsPerBlock = 16 / WBits;        ///< steps in a lane's 16 bytes
+  static constexpr int kBlockK = kStepK * kStepsPerBlock;  ///< 32, 64, 128, 256 for 8, 4, 2, 1 bits
+  static constexpr int kWordsPerBlock = 512;
+  static constexpr int kAlignN = kBlockN;                ///< N is padded to a multiple of this
+  static constexpr int kAlignK = std::max(64, kBlockK);  ///< and K of this
+
+  struct Coordinate {
+    std::int64_t k, n;
+    bool operator==(const Coordinate&) const = default;
+  };
+  struct Position {
+    std::int64_t word;  ///< 32-bit word of the whole tensor
+    int shift;          ///< of the code's lowest bit
+    bool operator==(const Position&) const = default;
+  };
+
+  /// Words of a padded tensor.
+  static constexpr std::int64_t words(std::int64_t k_padded, std::int64_t n_padded) {
+    return k_padded * n_padded * WBits / 32;
+  }
+
+  /// Where the code of column k and channel n lies, in a tensor padded to k_padded columns.
+  static constexpr Position position(Coordinate c, std::int64_t k_padded) {
+    const std::int64_t block = (c.n / kBlockN) * (k_padded / kBlockK) + c.k / kBlockK;
+    const int n = static_cast<int>(c.n % kBlockN), k = static_cast<int>(c.k % kBlockK);
+    const int warp = n / 16, row = n % 16, step = k / kStepK, column = k % kStepK;
+    const int lane = (row % 8) * 4 + (column % 8) / 2;
+    const int word = (row / 8) + 2 * (column / 8);
+    return {block * kWordsPerBlock + (warp * 32 + lane) * 4 + word,
+            16 * (column % 2) + WBits * step};
+  }
+
+  /// The inverse of position.
+  static constexpr Coordinate coordinate(Position p, std::int64_t k_padded) {
+    const std::int64_t block = p.word / kWordsPerBlock;
+    const int in_block = static_cast<int>(p.word % kWordsPerBlock);
+    const int word = in_block % 4, lane = in_block / 4 % 32, warp = in_block / 128;
+    const int step = p.shift % 16 / WBits;
+    const std::int64_t blocks_k = k_padded / kBlockK;
+    const int column = 2 * (lane % 4) + p.shift / 16 + 8 * (word / 2);
+    const int row = lane / 4 + 8 * (word % 2);
+    return {block % blocks_k * kBlockK + step * kStepK + column,
+            block / blocks_k * kBlockN + warp * 16 + row};
+  }
+};
+
+/// kAlignK and kAlignN for a width known at run time.
+constexpr int layout_align_k(int bits) noexcept {
+  return std::max(64, 256 / bits);
+}
+constexpr int layout_align_n(int /*bits*/) noexcept {
+  return 64;
+}
+
+/// The order and padding of input columns in the kernel layout. Kernels know only groups of one
+/// size, a power of two >= 16 or all of K. Everything else is brought to that here, once: act-order
+/// columns are sorted by group (stably), groups that do not fill a multiple of the kernel's size
+/// are padded with columns that multiply zero, and scales are repeated where a group spans several
+/// kernel groups.
+struct ColumnOrder {
+  std::int64_t k = 0;              ///< columns of x, in_features
+  std::int64_t k_padded = 0;       ///< columns of the kernel layout
+  std::int64_t group_columns = 0;  ///< columns of a kernel group; k_padded when there is one group
+  /// [k_padded]: the column of x, or -1 for padding. Empty: column i is i, padding follows.
+  std::vector<std::int32_t> source;
+  /// [kernel_groups()]: the checkpoint's group, or -1 for padding.
+  std::vector<std::int32_t> group;
+
+  /// Whether x must be gathered before the kernels can read it.
+  bool gathers() const noexcept { return !source.empty(); }
+  std::int64_t kernel_groups() const noexcept { return ceil_div(k_padded, group_columns); }
+};
+
+/// Orders columns for `bits`-wide codes: pure, host. `g_idx` is empty or [k] with values in
+/// [0, ceil(k / group_size)).
+ColumnOrder order_columns(int bits, std::int64_t k, int group_size,
+                          const std::vector<std::int32_t>& g_idx);
+
+}  // namespace mpq

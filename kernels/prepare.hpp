@@ -1,0 +1,58 @@
+#pragma once
+// Everything slow that is done once: repacking, padding, decompression, checks; and the gather of
+// x. All asynchronous on `stream`, on the current device. Shapes as in WeightsData and ColumnOrder.
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mpq/types.hpp"
+
+namespace mpq::kernels {
+
+/// canonical [ceil(k * bits / 32), n] -> out, KernelLayout padded to [k_padded, n_padded]. source
+/// [k_padded] (or null: in order) as in ColumnOrder. Padding becomes code 0.
+cudaError_t repack_codes(int bits, const std::uint32_t* canonical, std::int64_t k, std::int64_t n,
+                         const std::int32_t* source, std::int64_t k_padded, std::int64_t n_padded,
+                         std::uint32_t* out, cudaStream_t stream);
+
+/// in [G, n] -> out [kernel_groups, n_padded]: row r is group[r] of in, or 0 where that is -1.
+cudaError_t spread_groups(const std::uint16_t* in, std::int64_t n, const std::int32_t* group,
+                          std::int64_t kernel_groups, std::int64_t n_padded, std::uint16_t* out,
+                          cudaStream_t stream);
+cudaError_t spread_groups(const float* in, std::int64_t n, const std::int32_t* group,
+                          std::int64_t kernel_groups, std::int64_t n_padded, float* out,
+                          cudaStream_t stream);
+
+/// Double-quantised statistics on the device; see DoubleQuantized for shapes.
+struct Statistics {
+  const std::uint8_t* codes;  ///< [groups, n]
+  const std::uint16_t* scale_scales;
+  const std::uint16_t* scale_zeros;
+  const std::uint16_t* zero_scales;  ///< null: codes hold scales only
+  const std::uint16_t* zero_zeros;
+  std::int64_t groups, n, dq_group_size;
+  bool per_channel;
+};
+
+/// -> scales [groups, n] and, if the codes hold zeros too, affine_zeros [groups, n] (their
+/// negation).
+cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,
+                                  float* affine_zeros, cudaStream_t stream);
+
+/// out [m, k_padded]: column i is column source[i] of x [m, ...], or 0 where that is -1.
+cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,
+                           const std::int32_t* source, std::int64_t k_padded, std::uint16_t* out,
+                           cudaStream_t stream);
+
+/// *result = the index of the first value that is Inf or NaN, or count. With temporary null, only
+/// writes the bytes of temporary storage that it needs to temporary_bytes.
+cudaError_t first_non_finite(const std::uint16_t* values, DType dtype, std::int64_t count,
+                             void* temporary, std::size_t& temporary_bytes, std::int64_t* result,
+                             cudaStream_t stream);
+cudaError_t first_non_finite(const float* values, std::int64_t count, void* temporary,
+                             std::size_t& temporary_bytes, std::int64_t* result,
+                             cudaStream_t stream);
+
+}  // namespace mpq::kernels

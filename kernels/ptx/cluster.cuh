@@ -1,0 +1,78 @@
+#pragma once
+// Thread-block clusters and programmatic dependent launch: sm_90 and later; elsewhere a cluster is
+// one CTA and a launch depends on all of its predecessor.
+
+#include <cstdint>
+
+#include "ptx/memory.cuh"
+
+namespace mpq::kernels::ptx {
+
+/// Rank of this CTA in its cluster.
+__device__ __forceinline__ int cluster_ctarank() {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+#else
+  return 0;
+#endif
+}
+
+/// CTAs in the cluster.
+__device__ __forceinline__ int cluster_nctarank() {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t count;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
+  return static_cast<int>(count);
+#else
+  return 1;
+#endif
+}
+
+/// Releases this thread's writes to shared memory to the cluster.
+__device__ __forceinline__ void barrier_cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+/// Waits for the arrival of all threads of the cluster, acquiring their writes.
+__device__ __forceinline__ void barrier_cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+/// The float at the place of `local` in the shared memory of CTA `rank` of the cluster.
+__device__ __forceinline__ float ld_shared_cluster(const float* local, int rank) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t remote;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(remote)
+               : "r"(shared_address(local)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
+  return value;
+#else
+  return *local;
+#endif
+}
+
+/// Lets the next kernel in the stream start, if it was launched to depend programmatically.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Waits until the kernels before this one are complete and their writes visible.
+__device__ __forceinline__ void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+}  // namespace mpq::kernels::ptx

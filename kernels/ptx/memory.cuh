@@ -1,0 +1,54 @@
+#pragma once
+// Loads that plain C++ cannot express: streaming global loads, cp.async, ldmatrix.
+
+#include <cstdint>
+
+namespace mpq::kernels::ptx {
+
+/// 16 bytes that are read once: through the read-only path, leaving L1 to what is reused.
+__device__ __forceinline__ uint4 ld_global_nc_no_allocate(const uint4* address) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Copies `bytes` (0 to 16) to 16 aligned bytes of shared memory and fills the rest with zero.
+/// `source` must be 16-byte aligned.
+__device__ __forceinline__ void cp_async_16_zfill(void* shared, const void* source, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(source), "r"(bytes)
+               : "memory");
+}
+
+/// Copies 16 bytes that are read once.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+               "l"(source)
+               : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// Waits until at most `kPending` of this thread's newest groups are in flight.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait_group() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/// Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
+}  // namespace mpq::kernels::ptx

@@ -1,0 +1,156 @@
+// A directory of shards and settings as a list of layers that can be decoded.
+
+#include "mpq/checkpoint.hpp"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "checkpoint/format.hpp"
+#include "checkpoint/shards.hpp"
+#include "checkpoint/text.hpp"
+
+namespace mpq {
+
+namespace {
+
+using namespace detail;
+
+using TensorMap = std::map<std::string, Tensor, std::less<>>;
+
+/// Edits that make one name of the other; long names are compared by their ends.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  constexpr std::size_t kLongest = 128;
+  if (a.size() > kLongest) a.remove_prefix(a.size() - kLongest);
+  if (b.size() > kLongest) b.remove_prefix(b.size() - kLongest);
+  std::array<std::size_t, kLongest + 1> row{};
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t above = row[j + 1];
+      row[j + 1] = std::min({above + 1, row[j] + 1, diagonal + (a[i] == b[j] ? 0u : 1u)});
+      diagonal = above;
+    }
+  }
+  return row[b.size()];
+}
+
+/// The names that were perhaps meant, for a message.
+std::string suggestions(std::string_view wanted, const std::vector<LayerInfo>& layers) {
+  constexpr std::size_t kShown = 4;
+  if (layers.empty()) return "there is no quantised layer";
+  std::vector<std::pair<std::size_t, std::string_view>> ranked;
+  for (const auto& layer : layers) {
+    const bool part = !wanted.empty() && layer.name.find(wanted) != std::string::npos;
+    ranked.emplace_back(part ? 0 : edit_distance(wanted, layer.name), layer.name);
+  }
+  const std::size_t shown = std::min(kShown, ranked.size());
+  std::ranges::partial_sort(ranked, ranked.begin() + static_cast<std::ptrdiff_t>(shown));
+  std::string text = shown < ranked.size() ? fmt::format("the closest of {} are ", ranked.size())
+                                           : std::string("there is ");
+  for (std::size_t i = 0; i < shown; ++i) {
+    text += fmt::format("{}{}", i == 0 ? "" : ", ", in_quotes(ranked[i].second));
+  }
+  return text;
+}
+
+bool is_marked(const Format& format, const LayerTensors& tensors) {
+  return std::ranges::any_of(format.marks,
+                             [&](std::string_view mark) { return tensors.has(mark); });
+}
+
+/// The format of a layer by its settings, else by its tensors.
+const Format& format_of(const LayerTensors& tensors, const LayerSettings& settings) {
+  if (settings.format) return format_named(*settings.format);
+  for (const Format* format : formats()) {
+    if (is_marked(*format, tensors) && format->claims(tensors)) return *format;
+  }
+  fail(ErrorCode::unsupported, "layer {}: its tensors are of no format that is supported",
+       in_quotes(tensors.prefix()));
+}
+
+}  // namespace
+
+struct Checkpoint::Impl {
+  struct Layer {
+    LayerTensors tensors;
+    const Format* format;
+  };
+  std::vector<SafetensorsFile> files;
+  std::map<std::string, TensorMap> prefixes;  ///< prefix -> rest of the name -> tensor
+  std::vector<LayerInfo> infos;
+  std::vector<Layer> layers;  ///< as infos
+  std::vector<std::string> dense;
+
+  Impl(const std::filesystem::path& directory, const CheckpointOptions& options)
+      : files(open_shards(directory)) {
+    const Settings settings = Settings::read(directory, options);
+    // A directory in a format that is not supported should say so, not show no layers.
+    if (const auto format = settings.for_layer("").format) format_named(*format);
+    for (const auto& file : files) {
+      for (const auto& entry : file.entries()) {
+        auto dot = entry.name.rfind('.');
+        if (dot == std::string::npos) dot = 0;  // no prefix
+        prefixes[entry.name.substr(0, dot)].emplace(entry.name.substr(dot == 0 ? 0 : dot + 1),
+                                                    Tensor{&file, &entry});
+      }
+    }
+    for (const auto& [prefix, tensors] : prefixes) find_layer(prefix, tensors, settings);
+    std::ranges::sort(dense);
+  }
+
+  void find_layer(const std::string& prefix, const TensorMap& tensors, const Settings& settings) {
+    LayerTensors layer(prefix, tensors);
+    const auto marked = [&](const Format* format) { return is_marked(*format, layer); };
+    if (std::ranges::none_of(formats(), marked)) {
+      for (const auto& [suffix, tensor] : tensors) dense.push_back(tensor.entry->name);
+      return;
+    }
+    const LayerSettings layer_settings = settings.for_layer(prefix);
+    const Format& format = format_of(layer, layer_settings);
+    infos.push_back(format.inspect(layer, layer_settings));
+    infos.back().format = format.name;
+    layers.push_back({std::move(layer), &format});
+  }
+};
+
+Checkpoint::Checkpoint(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Checkpoint::~Checkpoint() = default;
+Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
+Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
+
+Checkpoint Checkpoint::open(const std::filesystem::path& directory,
+                            const CheckpointOptions& options) {
+  return Checkpoint(std::make_unique<Impl>(directory, options));
+}
+
+const std::vector<LayerInfo>& Checkpoint::layers() const noexcept {
+  return impl_->infos;
+}
+
+const std::vector<std::string>& Checkpoint::dense_tensors() const noexcept {
+  return impl_->dense;
+}
+
+AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
+  const auto& infos = impl_->infos;
+  const auto at = std::ranges::lower_bound(
+      infos, layer, {}, [](const LayerInfo& info) -> std::string_view { return info.name; });
+  if (at == infos.end() || at->name != layer) {
+    fail(ErrorCode::invalid_argument, "no layer {}: {}", in_quotes(layer),
+         suggestions(layer, infos));
+  }
+  const auto& found = impl_->layers[static_cast<std::size_t>(at - infos.begin())];
+  try {
+    auto weights = make_quantized_weights(at->bits, found.format->decode(found.tensors, *at));
+    check_structure(data_of(weights), at->bits);
+    return weights;
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));
+  }
+}
+
+}  // namespace mpq

@@ -1,0 +1,37 @@
+#pragma once
+// The interface of a checkpoint format, and the table of those that there are. A new format is one
+// file that defines a Format, and its row in formats.cpp.
+
+#include <span>
+#include <string_view>
+
+#include "checkpoint/settings.hpp"
+#include "checkpoint/tensors.hpp"
+#include "mpq/checkpoint.hpp"
+#include "mpq/quantized_weights.hpp"
+
+namespace mpq::detail {
+
+struct Format {
+  /// As in LayerInfo::format and CheckpointOptions::format.
+  const char* name;
+  /// Suffixes of tensors that only quantised layers have: one makes a prefix a layer, so that a
+  /// layer that lacks another tensor is an error and not a group of dense tensors.
+  std::span<const std::string_view> marks;
+  /// Whether a layer is of this format as far as its tensors' names tell, for when no setting does.
+  bool (*claims)(const LayerTensors& tensors);
+  /// Checks types and shapes of all tensors and reads no more than that needs.
+  LayerInfo (*inspect)(const LayerTensors& tensors, const LayerSettings& settings);
+  /// The canonical form. `info` is what inspect gave.
+  WeightsData (*decode)(const LayerTensors& tensors, const LayerInfo& info);
+};
+
+extern const Format kGptq, kGptqV2, kGba;
+
+/// All of them; of several that claim a layer the first has it.
+std::span<const Format* const> formats();
+
+/// Throws Error(unsupported) listing the formats if none has this name.
+const Format& format_named(std::string_view name);
+
+}  // namespace mpq::detail

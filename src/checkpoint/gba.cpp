@@ -1,0 +1,201 @@
+// GBA (bitorch-engine's MPQ layer, GreenBitAI's models). qweight, g_idx and bias as in GPTQ; with
+// C = N / dq_group_size (dq_group_size -1: C = 1), t the layer's 16-bit type:
+//
+//   symmetric   qstatistic U8 [G, C, dq]: scale code in the high nibble, zero code in the low
+//               scale = (high - qscales_zeros) * qscales_scales
+//               zero  = (low  - qzeros_zeros)  * qzeros_scales     parameters t [G, C, 1]
+//               w = q * scale - zero
+//   asymmetric  qscales U8 [G, C, dq] or [G, N]: scale as above;   qzeros packed as in GPTQ, + 1
+//               w = scale * (q - zero)
+//   dq_mode 1   qscales_zeros and qscales_scales are [1, N, 1]
+//   groups of 256 input features and more: scales and zeros are stored [G, N], not quantised; what
+//               else the file holds of them was never filled in by its writer
+//
+// Double-quantised statistics stay so in the canonical form; decompress() has the arithmetic.
+
+#include <array>
+
+#include "checkpoint/format.hpp"
+#include "checkpoint/packed_layer.hpp"
+#include "checkpoint/text.hpp"
+
+namespace mpq::detail {
+
+namespace {
+
+using namespace std::string_view_literals;
+
+constexpr std::array kMarks{"qweight"sv, "qstatistic"sv, "qscales"sv};
+
+// From this size on the writer stores plain statistics.
+constexpr std::int64_t kPlainGroupSize = 256;
+
+constexpr auto kParameterMeaning = "groups, out_features / dq_group_size, 1";
+
+bool claims(const LayerTensors& tensors) {
+  return tensors.has("qstatistic") || tensors.has("qscales") ||
+         (tensors.has("scales") && tensors.has("zeros") && !tensors.has("qzeros"));
+}
+
+/// A parameter that exists once for each output channel: dq_mode 1.
+bool per_channel(const Tensor& parameter, std::int64_t n) {
+  return parameter.shape() == std::vector<std::int64_t>{1, n, 1};
+}
+
+/// C: in how many parts the output channels are cut. From the settings, else from the tensors.
+std::int64_t parts_of(const LayerTensors& tensors, const LayerSettings& settings,
+                      const LayerInfo& info, const Tensor& codes) {
+  const std::int64_t n = info.out_features;
+  if (settings.dq_group_size) {
+    const std::int64_t size = *settings.dq_group_size == -1 ? n : *settings.dq_group_size;
+    if (n % size != 0) {
+      fail(ErrorCode::invalid_file, "layer {}: dq_group_size {} does not divide out_features {}",
+           in_quotes(info.name), size, n);
+    }
+    return n / size;
+  }
+  const Tensor& parameter = tensors.get("qscales_scales");
+  const Tensor* told = codes.shape().size() == 3                                     ? &codes
+                       : parameter.shape().size() == 3 && !per_channel(parameter, n) ? &parameter
+                                                                                     : nullptr;
+  if (told == nullptr) return 1;
+  const std::int64_t parts = told->shape()[1];
+  if (parts < 1 || n % parts != 0) {
+    fail(ErrorCode::invalid_file,
+         "{} has shape {}, its second dimension does not divide out_features {}", told->where(),
+         shape_text(told->shape()), n);
+  }
+  return parts;
+}
+
+/// The parameters' common type and shapes.
+void inspect_parameters(const LayerTensors& tensors, const LayerSettings& settings, LayerInfo& info,
+                        std::int64_t parts, bool asymmetric) {
+  const std::int64_t groups = groups_of(info), n = info.out_features;
+  const Tensor& first = tensors.get("qscales_scales");
+  first.of_type({SafetensorsType::F16, SafetensorsType::BF16});
+  const bool mode_1 = settings.dq_mode ? *settings.dq_mode == 1 : per_channel(first, n);
+  for (const char* name : {"qscales_scales", "qscales_zeros"}) {
+    const Tensor& parameter = tensors.get(name).of_type({first.type()});
+    if (mode_1) {
+      parameter.of_shape({1, n, 1}, "1, out_features, 1 (dq_mode 1)");
+    } else {
+      parameter.of_shape({groups, parts, 1}, kParameterMeaning);
+    }
+  }
+  if (!asymmetric) {
+    for (const char* name : {"qzeros_scales", "qzeros_zeros"}) {
+      tensors.get(name).of_type({first.type()}).of_shape({groups, parts, 1}, kParameterMeaning);
+    }
+  }
+  info.dtype = first.type() == SafetensorsType::F16 ? DType::f16 : DType::bf16;
+}
+
+void inspect_codes(const LayerInfo& info, const Tensor& codes, std::int64_t parts,
+                   bool asymmetric) {
+  const std::int64_t groups = groups_of(info), n = info.out_features;
+  codes.of_type({SafetensorsType::U8});
+  if (asymmetric && codes.shape().size() == 2) {
+    codes.of_shape({groups, n}, "groups, out_features");
+  } else {
+    codes.of_shape({groups, parts, n / parts},
+                   "groups, out_features / dq_group_size, dq_group_size");
+  }
+}
+
+LayerInfo inspect(const LayerTensors& tensors, const LayerSettings& settings) {
+  const bool asymmetric =
+      settings.asymmetric.value_or(!tensors.has("qstatistic") && tensors.has("qzeros"));
+  // Any tensor with a row for each group serves to find out about the groups.
+  const char* codes_name = asymmetric ? "qscales" : "qstatistic";
+  const Tensor* codes = tensors.find(codes_name);
+  const Tensor* scales = tensors.find("scales");
+  const Tensor& rows = codes != nullptr    ? *codes
+                       : scales != nullptr ? *scales
+                                           : tensors.get(codes_name);
+  LayerInfo info = inspect_packed(tensors, settings, rows);
+  const std::int64_t groups = groups_of(info), n = info.out_features;
+  info.zero_kind = asymmetric ? ZeroKind::integer : ZeroKind::affine;
+  if (asymmetric) inspect_qzeros(tensors, info);
+  info.double_quantized =
+      (info.group_size == -1 ? info.in_features : info.group_size) < kPlainGroupSize;
+  if (!info.double_quantized) {
+    const Tensor& plain = tensors.get("scales").of_shape({groups, n}, "groups, out_features");
+    info.dtype = plain.exact_dtype();
+    if (!asymmetric) {
+      tensors.get("zeros")
+          .of_type({SafetensorsType::F16, SafetensorsType::BF16, SafetensorsType::F32})
+          .of_shape({groups, n}, "groups, out_features");
+    }
+    return info;
+  }
+  const Tensor& found = tensors.get(codes_name);
+  const std::int64_t parts = parts_of(tensors, settings, info, found);
+  inspect_codes(info, found, parts, asymmetric);
+  inspect_parameters(tensors, settings, info, parts, asymmetric);
+  return info;
+}
+
+/// `parameter` [1, N, 1] or [G, C, 1] for every group and channel: [G, N].
+std::vector<std::uint16_t> spread(const Tensor& parameter, std::int64_t groups, std::int64_t n) {
+  const auto values = parameter.values<std::uint16_t>();
+  const std::int64_t rows = parameter.shape()[0], parts = parameter.shape()[1];
+  std::vector<std::uint16_t> out(static_cast<std::size_t>(groups * n));
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (std::int64_t c = 0; c < n; ++c) {
+      out[static_cast<std::size_t>(g * n + c)] =
+          values[static_cast<std::size_t>((rows == 1 ? 0 : g) * parts + c / (n / parts))];
+    }
+  }
+  return out;
+}
+
+DoubleQuantized decode_statistics(const LayerTensors& tensors, const LayerInfo& info) {
+  const bool with_zeros = info.zero_kind == ZeroKind::affine;
+  const std::int64_t groups = groups_of(info), n = info.out_features;
+  const Tensor& scales = tensors.get("qscales_scales");
+  const Tensor& zeros = tensors.get("qscales_zeros");
+  DoubleQuantized dq;
+  dq.kind = with_zeros ? DoubleQuantized::Kind::scale_and_zero : DoubleQuantized::Kind::scale;
+  dq.codes = tensors.get(with_zeros ? "qstatistic" : "qscales").values<std::uint8_t>();
+  const bool mode_1 = per_channel(scales, n);
+  if (mode_1 && with_zeros) {
+    // Scales' parameters by channel and zeros' by group: only one for each of both says both.
+    dq.dq_group_size = 1;
+    dq.scale_scales = spread(scales, groups, n);
+    dq.scale_zeros = spread(zeros, groups, n);
+    dq.zero_scales = spread(tensors.get("qzeros_scales"), groups, n);
+    dq.zero_zeros = spread(tensors.get("qzeros_zeros"), groups, n);
+    return dq;
+  }
+  dq.per_channel = mode_1;
+  dq.dq_group_size = mode_1 ? 1 : n / scales.shape()[1];
+  dq.scale_scales = scales.values<std::uint16_t>();
+  dq.scale_zeros = zeros.values<std::uint16_t>();
+  if (with_zeros) {
+    dq.zero_scales = tensors.get("qzeros_scales").values<std::uint16_t>();
+    dq.zero_zeros = tensors.get("qzeros_zeros").values<std::uint16_t>();
+  }
+  return dq;
+}
+
+WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
+  WeightsData data = decode_packed(tensors, info);
+  if (info.zero_kind == ZeroKind::integer) data.zeros = decode_qzeros(tensors, info, 1);
+  if (info.double_quantized) {
+    data.double_quantized = decode_statistics(tensors, info);
+    return data;
+  }
+  data.scales = tensors.get("scales").halves(info.dtype);
+  if (info.zero_kind == ZeroKind::affine) {
+    data.affine_zeros = tensors.get("zeros").floats();
+    for (float& zero : data.affine_zeros) zero = -zero;
+  }
+  return data;
+}
+
+}  // namespace
+
+constinit const Format kGba{"gba", kMarks, claims, inspect, decode};
+
+}  // namespace mpq::detail

@@ -1,0 +1,287 @@
+// A layer on a CUDA device: its buffers, their preparation, and the launches of forward.
+
+#include "core/backend.hpp"
+
+#include <cuda_runtime_api.h>
+
+#include <bit>
+#include <optional>
+
+#include "arguments.hpp"
+#include "cuda/cuda_error.hpp"
+#include "cuda/device_arrays.hpp"
+#include "instances.hpp"
+#include "mpq/layout.hpp"
+#include "prepare.hpp"
+
+namespace mpq::detail {
+namespace {
+
+template <KernelFamily Family, DType T>
+const kernels::KernelEntries& entries_of(int bits) {
+  switch (bits) {
+    case 1:
+      return kernels::kernel_entries<Family, 1, T>();
+    case 2:
+      return kernels::kernel_entries<Family, 2, T>();
+    case 4:
+      return kernels::kernel_entries<Family, 4, T>();
+    default:
+      return kernels::kernel_entries<Family, 8, T>();
+  }
+}
+
+template <KernelFamily Family>
+const kernels::KernelEntries& entries_of(int bits, DType dtype) {
+  return dtype == DType::f16 ? entries_of<Family, DType::f16>(bits)
+                             : entries_of<Family, DType::bf16>(bits);
+}
+
+const kernels::KernelEntry& kernel_entry(int row, int bits, DType dtype) {
+  const auto index = static_cast<std::size_t>(row);
+  switch (kKernelTable[index].family) {
+    case KernelFamily::decode:
+      return entries_of<KernelFamily::decode>(bits, dtype)[index];
+    case KernelFamily::prefill:
+      break;
+  }
+  return entries_of<KernelFamily::prefill>(bits, dtype)[index];
+}
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(int bits, const LinearConfig& config, Device device)
+      : bits_(bits), config_(config), device_(device), traits_(traits_of(device)) {}
+
+  void load(const WeightsData& weights, StreamRef stream) override;
+  void check_values() const override;
+  void prepare(StreamRef stream) override;
+  std::size_t workspace_bytes(std::int64_t max_batch) const override {
+    return mpq::workspace_bytes(problem(max_batch), max_batch);
+  }
+  void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
+               const ForwardOptions& options, StreamRef stream) const override;
+  std::string describe(std::int64_t batch) const override {
+    return to_string(plan(problem(batch), traits_));
+  }
+
+  TensorView qweight() const override { return parameters_.qweight.view(); }
+  TensorView scales() const override { return parameters_.scales.view(); }
+  TensorView zeros() const override {
+    return parameters_.affine_zeros.empty() ? parameters_.zeros.view()
+                                            : parameters_.affine_zeros.view();
+  }
+  TensorView bias() const override { return parameters_.bias.view(); }
+
+ private:
+  // As loaded: WeightsData's shapes. Prepared: KernelLayout, [kernel groups, n_padded].
+  struct Parameters {
+    DeviceArray<std::uint32_t> qweight;
+    DeviceArray<std::uint16_t> scales, zeros;
+    DeviceArray<float> affine_zeros, bias;
+  };
+  // Double-quantised statistics as loaded.
+  struct Compressed {
+    DoubleQuantized::Kind kind;
+    bool per_channel;
+    std::int64_t dq_group_size;
+    DeviceArray<std::uint8_t> codes;
+    DeviceArray<std::uint16_t> scale_scales, scale_zeros, zero_scales, zero_zeros;
+  };
+
+  std::int64_t k() const { return config_.in_features; }
+  std::int64_t n() const { return config_.out_features; }
+  std::int64_t n_padded() const { return round_up(n(), layout_align_n(bits_)); }
+  std::int64_t groups() const {
+    return config_.group_size == -1 ? 1 : ceil_div(k(), config_.group_size);
+  }
+  Problem problem(std::int64_t m) const {
+    return {.bits = bits_,
+            .dtype = config_.dtype,
+            .m = m,
+            .n = n(),
+            .k = k(),
+            .n_padded = n_padded(),
+            .k_padded = order_.k_padded,
+            .gathers = order_.gathers()};
+  }
+  void decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<float>& affine_zeros,
+                  StreamRef stream) const;
+  kernels::ForwardArguments arguments(const ConstMatrix& x, const Matrix& y) const;
+
+  int bits_;
+  LinearConfig config_;
+  Device device_;
+  DeviceTraits traits_;
+  DType scale_dtype_ = DType::f16;
+  bool prepared_ = false;
+  ColumnOrder order_;
+  Parameters parameters_;
+  std::optional<Compressed> compressed_;
+  DeviceArray<std::int32_t> source_;  // order_.source, where x is gathered
+};
+
+void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
+  const CurrentDevice current(device_);
+  const auto put = [&](const auto& host, std::int64_t rows, std::int64_t cols) {
+    return upload(device_, host, rows, cols, stream);
+  };
+  Parameters loaded;
+  loaded.qweight = put(weights.qweight, ceil_div(k() * bits_, 32), n());
+  loaded.scales = put(weights.scales, groups(), n());
+  loaded.zeros = put(weights.zeros, groups(), n());
+  loaded.affine_zeros = put(weights.affine_zeros, groups(), n());
+  loaded.bias = put(weights.bias, 1, n());
+  std::optional<Compressed> compressed;
+  if (weights.double_quantized) {
+    const DoubleQuantized& dq = *weights.double_quantized;
+    const std::int64_t rows = dq.per_channel ? 1 : groups();
+    const std::int64_t cols = dq.per_channel ? n() : n() / dq.dq_group_size;
+    compressed = Compressed{.kind = dq.kind,
+                            .per_channel = dq.per_channel,
+                            .dq_group_size = dq.dq_group_size,
+                            .codes = put(dq.codes, groups(), n()),
+                            .scale_scales = put(dq.scale_scales, rows, cols),
+                            .scale_zeros = put(dq.scale_zeros, rows, cols),
+                            .zero_scales = put(dq.zero_scales, rows, cols),
+                            .zero_zeros = put(dq.zero_zeros, rows, cols)};
+  }
+  order_ = order_columns(bits_, k(), weights.group_size, weights.g_idx);
+  scale_dtype_ = weights.dtype;
+  source_ = {};
+  parameters_ = std::move(loaded);
+  compressed_ = std::move(compressed);
+  prepared_ = false;
+}
+
+void CudaBackend::decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<float>& affine_zeros,
+                             StreamRef stream) const {
+  const Compressed& c = *compressed_;
+  const bool with_zeros = c.kind == DoubleQuantized::Kind::scale_and_zero;
+  scales = DeviceArray<std::uint16_t>(device_, groups(), n());
+  if (with_zeros) affine_zeros = DeviceArray<float>(device_, groups(), n());
+  const kernels::Statistics statistics{.codes = c.codes.data(),
+                                       .scale_scales = c.scale_scales.data(),
+                                       .scale_zeros = c.scale_zeros.data(),
+                                       .zero_scales = with_zeros ? c.zero_scales.data() : nullptr,
+                                       .zero_zeros = with_zeros ? c.zero_zeros.data() : nullptr,
+                                       .groups = groups(),
+                                       .n = n(),
+                                       .dq_group_size = c.dq_group_size,
+                                       .per_channel = c.per_channel};
+  check_cuda(kernels::decompress_statistics(statistics, scale_dtype_, scales.data(),
+                                            affine_zeros.data(), stream.get()),
+             "decompress_statistics");
+}
+
+void CudaBackend::check_values() const {
+  const CurrentDevice current(device_);
+  const auto refuse = [&](const char* what, std::int64_t index, std::int64_t columns) {
+    std::int64_t row = index / columns;
+    const std::int64_t column = index % columns;
+    if (prepared_ && columns == n_padded()) row = order_.group[static_cast<std::size_t>(row)];
+    throw Error(ErrorCode::invalid_weights,
+                fmt::format("{} of group {}, output channel {} is not finite", what, row, column));
+  };
+  const auto check = [&](const char* what, const auto& array) {
+    const auto bad = find_non_finite(array, scale_dtype_);
+    if (bad) refuse(what, *bad, array.cols());
+  };
+  if (compressed_) {
+    DeviceArray<std::uint16_t> scales;
+    DeviceArray<float> affine_zeros;
+    decompress(scales, affine_zeros, {});
+    check("the decompressed scale", scales);
+    check("the decompressed zero", affine_zeros);
+  }
+  check("the scale", parameters_.scales);
+  check("the zero", parameters_.affine_zeros);
+  if (const auto bad = find_non_finite(parameters_.bias, scale_dtype_)) {
+    throw Error(ErrorCode::invalid_weights,
+                fmt::format("the bias of output channel {} is not finite", *bad));
+  }
+}
+
+void CudaBackend::prepare(StreamRef stream) {
+  const CurrentDevice current(device_);
+  for (int row = 0; row < kKernelCount; ++row) {
+    if (kKernelTable[static_cast<std::size_t>(row)].min_compute_capability <=
+        traits_.compute_capability) {
+      check_cuda(kernel_entry(row, bits_, config_.dtype).prepare(), "cudaFuncSetAttribute");
+    }
+  }
+  if (compressed_) decompress(parameters_.scales, parameters_.affine_zeros, stream);
+
+  Parameters ready;
+  auto source = upload(device_, order_.source, 1, order_.k_padded, stream);
+  const auto group = upload(device_, order_.group, 1, order_.kernel_groups(), stream);
+  ready.qweight = DeviceArray<std::uint32_t>(device_, order_.k_padded * bits_ / 32, n_padded());
+  check_cuda(kernels::repack_codes(bits_, parameters_.qweight.data(), k(), n(), source.data(),
+                                   order_.k_padded, n_padded(), ready.qweight.data(), stream.get()),
+             "repack_codes");
+  const auto spread = [&](const auto& from, auto& to) {
+    if (from.empty()) return;
+    to = {device_, order_.kernel_groups(), n_padded()};
+    check_cuda(kernels::spread_groups(from.data(), n(), group.data(), order_.kernel_groups(),
+                                      n_padded(), to.data(), stream.get()),
+               "spread_groups");
+  };
+  spread(parameters_.scales, ready.scales);
+  spread(parameters_.zeros, ready.zeros);
+  spread(parameters_.affine_zeros, ready.affine_zeros);
+  // What was loaded is freed below: the kernels must have read it.
+  check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+  ready.bias = std::move(parameters_.bias);
+  parameters_ = std::move(ready);
+  source_ = std::move(source);
+  compressed_.reset();
+  prepared_ = true;
+}
+
+kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Matrix& y) const {
+  const bool one_group = order_.group_columns >= order_.k_padded;
+  return {.x = x.data,
+          .ldx = x.ld,
+          .y = y.data,
+          .ldy = y.ld,
+          .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
+          .scales = parameters_.scales.data(),
+          .zeros = parameters_.zeros.data(),
+          .affine_zeros = parameters_.affine_zeros.data(),
+          .bias = parameters_.bias.data(),
+          .m = static_cast<int>(x.rows),
+          .n = static_cast<int>(n()),
+          .k = static_cast<int>(k()),
+          .k_padded = static_cast<int>(order_.k_padded),
+          .n_padded = static_cast<int>(n_padded()),
+          .group_shift =
+              one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
+          .scales_are_bf16 = scale_dtype_ == DType::bf16};
+}
+
+void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
+                          const ForwardOptions& options, StreamRef stream) const {
+  const CurrentDevice current(device_);
+  const Plan chosen = plan(problem(x.rows), traits_, options);
+  kernels::ForwardArguments args = arguments(x, y);
+  if (chosen.gathers) {
+    auto* gathered = static_cast<std::uint16_t*>(workspace.data);
+    check_cuda(kernels::gather_columns(static_cast<const std::uint16_t*>(x.data), x.ld, x.rows,
+                                       source_.data(), order_.k_padded, gathered, stream.get()),
+               "gather_columns");
+    args.x = gathered;
+    args.ldx = order_.k_padded;
+    args.k = args.k_padded;
+  }
+  check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype)
+                 .launch(args, chosen.grid_n, chosen.grid_m, stream.get()),
+             "forward kernel launch");
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(int bits, const LinearConfig& config, Device device) {
+  return std::make_unique<CudaBackend>(bits, config, device);
+}
+
+}  // namespace mpq::detail

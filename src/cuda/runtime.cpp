@@ -1,0 +1,86 @@
+#include <cuda_runtime_api.h>
+
+#include "core/cuda_runtime.hpp"
+#include "cuda/cuda_error.hpp"
+
+namespace mpq::detail {
+namespace {
+
+// cudaGetDevice fails with no driver at all, in words of its own; say it in ours.
+void require(Device device) {
+  const int count = Device::cuda_count();
+  if (device.is_cpu() || device.index() >= count) {
+    throw Error(ErrorCode::device_unavailable,
+                fmt::format("{}: this machine has {} CUDA devices", to_string(device), count));
+  }
+}
+
+int attribute(Device device, cudaDeviceAttr name) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, name, device.index()), "cudaDeviceGetAttribute");
+  return value;
+}
+
+}  // namespace
+
+int cuda_device_count() noexcept {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  (void)cudaGetLastError();  // no driver, no device: an answer, not an error
+  return 0;
+}
+
+void* cuda_allocate(Device device, std::size_t bytes) {
+  require(device);
+  const CurrentDevice current(device);
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    std::size_t free = 0, total = 0;
+    (void)cudaMemGetInfo(&free, &total);
+    throw Error(ErrorCode::device_failure, fmt::format("{}: no memory for {} bytes, {} of {} free",
+                                                       to_string(device), bytes, free, total));
+  }
+  check_cuda(status, "cudaMalloc");
+  return data;
+}
+
+void cuda_free(Device, void* data) noexcept {
+  (void)cudaFree(data);
+}
+
+void cuda_copy(Device device, void* target, const void* source, std::size_t bytes,
+               CopyDirection direction, StreamRef stream) {
+  const CurrentDevice current(device);
+  const auto kind =
+      direction == CopyDirection::host_to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
+  check_cuda(cudaMemcpyAsync(target, source, bytes, kind, stream.get()), "cudaMemcpyAsync");
+  check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+}
+
+void cuda_synchronize(Device device, StreamRef stream) {
+  require(device);
+  const CurrentDevice current(device);
+  check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+}
+
+DeviceTraits cuda_traits(Device device) {
+  require(device);
+  return {
+      .compute_capability = 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
+                            attribute(device, cudaDevAttrComputeCapabilityMinor),
+      .sm_count = attribute(device, cudaDevAttrMultiProcessorCount),
+      .l2_bytes = attribute(device, cudaDevAttrL2CacheSize),
+      .shared_bytes_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+  };
+}
+
+std::string cuda_name(Device device) {
+  require(device);
+  cudaDeviceProp properties;
+  check_cuda(cudaGetDeviceProperties(&properties, device.index()), "cudaGetDeviceProperties");
+  return properties.name;
+}
+
+}  // namespace mpq::detail

@@ -1,0 +1,124 @@
+// Every width, type, kind of zero, group size, order and batch, on awkward shapes, against float64.
+
+#include <fmt/format.h>
+
+#include <array>
+#include <string>
+
+#include "support/catch.hpp"
+#include "support/random.hpp"
+#include "support/reference.hpp"
+#include "support/run_linear.hpp"
+
+namespace mpq::test {
+namespace {
+
+constexpr std::array<std::int64_t, 12> kBatches{0, 1, 2, 7, 8, 9, 16, 17, 33, 64, 100, 257};
+constexpr std::array kGroupSizes{-1, 1, 7, 32, 64, 100, 128};
+constexpr std::array<std::int64_t, 9> kAwkwardK{1, 7, 33, 100, 192, 257, 320, 512, 700};
+constexpr std::array<std::int64_t, 8> kAwkwardN{1, 5, 16, 63, 65, 100, 129, 200};
+
+// All batches, by the planned kernel, and every kernel on some of them.
+void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t seed) {
+  const WeightsData& data = data_of(weights);
+  AnyLinear linear(weights, Device::cuda(), dtype);
+  linear.check_parameters();
+  linear.prepare_params();
+  const auto x = random_activations(kBatches.back(), data.in_features, dtype, seed);
+  const ConstMatrix x_view = view(x, dtype, kBatches.back(), data.in_features);
+  const Reference all = reference_forward(weights, x_view);
+
+  const auto check = [&](std::int64_t m, int kernel) {
+    RunSpec spec{.m = m, .options = {.kernel = kernel}};
+    // Memory alternates between 16-byte aligned rows and rows with nothing aligned but the
+    // elements.
+    if ((seed + static_cast<std::uint64_t>(m)) % 2 == 0) {
+      spec.x_padding = 3, spec.y_padding = 5, spec.x_offset = 1, spec.y_offset = 3;
+    } else {
+      spec.x_padding = round_up(data.in_features, 8) - data.in_features;
+      spec.y_padding = round_up(data.out_features, 8) - data.out_features;
+    }
+    const auto y = run_linear(linear, x, spec);
+    Reference reference = all;
+    reference.rows = m;
+    const auto mismatch =
+        find_mismatch(reference, view(y, dtype, m, data.out_features), /*weights_rounded=*/true);
+    if (mismatch) FAIL_CHECK("m " << m << " kernel " << kernel << ": " << *mismatch);
+  };
+  for (const std::int64_t m : kBatches) check(m, -1);
+  for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+    check(1, kernel);
+    check(33, kernel);
+  }
+}
+
+TEST_CASE("forward is right for every kind of layer") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto dtype = GENERATE(DType::f16, DType::bf16);
+  std::uint64_t seed = static_cast<std::uint64_t>(bits);
+  for (const auto zeros : {ZeroKind::none, ZeroKind::integer, ZeroKind::affine}) {
+    for (const int group_size : kGroupSizes) {
+      for (const bool act_order : {false, true}) {
+        ++seed;
+        const WeightsSpec spec{
+            .bits = bits,
+            .k = kAwkwardK[seed * 7 % kAwkwardK.size()],
+            .n = kAwkwardN[seed * 5 % kAwkwardN.size()],
+            .group_size = group_size,
+            .zero_kind = zeros,
+            .scale_dtype = seed % 3 == 0 ? DType::bf16 : DType::f16,
+            .act_order = act_order,
+            .bias = seed % 2 == 0,
+            .seed = seed,
+        };
+        INFO(fmt::format("w{} {} zeros {} group {} act-order {} K {} N {} scales {}", bits,
+                         to_string(dtype), to_string(zeros), group_size, act_order, spec.k, spec.n,
+                         to_string(spec.scale_dtype)));
+        check_layer(random_weights(spec), dtype, seed);
+      }
+    }
+  }
+}
+
+// Small enough for compute-sanitizer: mpq_device_tests "[small]".
+TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto dtype = GENERATE(DType::f16, DType::bf16);
+  for (const auto zeros : {ZeroKind::integer, ZeroKind::affine}) {
+    for (const bool act_order : {false, true}) {
+      const auto weights = random_weights({.bits = bits,
+                                           .k = 300,
+                                           .n = 70,
+                                           .group_size = 128,
+                                           .zero_kind = zeros,
+                                           .act_order = act_order,
+                                           .bias = true,
+                                           .seed = 4});
+      AnyLinear linear(weights, Device::cuda(), dtype);
+      linear.check_parameters();
+      linear.prepare_params();
+      const auto x = random_activations(9, 300, dtype, 5);
+      const Reference reference = reference_forward(weights, view(x, dtype, 9, 300));
+      for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+        for (const std::int64_t padding : {0, 1, 4}) {
+          const auto y = run_linear(
+              linear, x,
+              {.m = 9, .x_padding = padding, .y_padding = padding, .options = {.kernel = kernel}});
+          const auto mismatch = find_mismatch(reference, view(y, dtype, 9, 70), true);
+          if (mismatch) FAIL_CHECK("w" << bits << " kernel " << kernel << ": " << *mismatch);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("forward is right on a layer of real size") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto dtype = GENERATE(DType::f16, DType::bf16);
+  const WeightsSpec spec{.bits = bits, .k = 2048, .n = 1024, .scale_dtype = dtype, .seed = 3};
+  INFO("w" << bits << " " << to_string(dtype));
+  check_layer(random_weights(spec), dtype, 11);
+}
+
+}  // namespace
+}  // namespace mpq::test

@@ -1,0 +1,106 @@
+// The golden checkpoints decode to the weights, scales and zeros that their formats' own code gave.
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "host/files.hpp"
+#include "mpq/checkpoint.hpp"
+#include "mpq/pack.hpp"
+#include "support/catch.hpp"
+
+using namespace mpq;
+using namespace mpq::test;
+
+namespace {
+
+constexpr auto kLayer = "model.layers.0.mlp.down_proj";
+
+std::vector<float> floats(const std::vector<std::uint16_t>& halves, DType dtype) {
+  std::vector<float> out;
+  for (const auto half : halves) out.push_back(to_float(half, dtype));
+  return out;
+}
+
+/// The first place where the two differ by more than a rounding to float32, or -1.
+std::int64_t first_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i] && std::nextafter(a[i], b[i]) != b[i]) return static_cast<std::int64_t>(i);
+  }
+  return -1;
+}
+
+}  // namespace
+
+TEST_CASE("every golden checkpoint's weight is the expected one", "[checkpoint][golden]") {
+  const auto directories = golden_directories();
+  REQUIRE(directories.size() >= 18);
+  for (const auto& directory : directories) {
+    INFO(directory.filename().string());
+    const auto checkpoint = Checkpoint::open(directory);
+    REQUIRE(checkpoint.layers().size() == 1);
+    CHECK(checkpoint.dense_tensors().empty());
+    const LayerInfo& info = checkpoint.layers()[0];
+    const std::string name = directory.filename().string();
+    CHECK(info.name == kLayer);
+    CHECK(name.starts_with(info.format));
+    CHECK(name.find("w" + std::to_string(info.bits)) != std::string::npos);
+    CHECK(info.act_order == (name.find("desc-act") != std::string::npos));
+    CHECK(info.dtype == (name.find("bf16") != std::string::npos ? DType::bf16 : DType::f16));
+    CHECK(info.bias == (name.find("nobias") == std::string::npos));
+    CHECK((info.zero_kind == ZeroKind::affine) == name.starts_with("gba-sym"));
+    CHECK(info.double_quantized == (name.starts_with("gba") && name != "gba-sym-w4-g256"));
+
+    const AnyQuantizedWeights weights = checkpoint.read(kLayer);
+    CHECK(bits_of(weights) == info.bits);
+    CHECK(data_of(weights).g_idx.empty() == !info.act_order);
+    CHECK(data_of(weights).bias.empty() == !info.bias);
+    check_values(data_of(weights), info.bits);
+    auto expected = read_tensors(directory / "expected.safetensors");
+    const auto& dense = tensor_of(expected, "weight");
+    REQUIRE(dense.shape == std::vector<std::int64_t>{info.out_features, info.in_features});
+    const auto actual = dequantize(weights);
+    if (info.zero_kind == ZeroKind::integer) {
+      CHECK(actual == dense.values<float>());
+    } else {
+      REQUIRE(actual.size() == dense.values<float>().size());
+      CHECK(first_difference(actual, dense.values<float>()) == -1);
+    }
+
+    // Scales, and GBA's zeros, exactly; the expected integer zeros are as stored, packed.
+    WeightsData plain = data_of(weights);
+    decompress(plain);
+    CHECK(floats(plain.scales, plain.dtype) == tensor_of(expected, "scales").values<float>());
+    if (info.zero_kind == ZeroKind::affine) {
+      auto zeros = tensor_of(expected, "zeros").values<float>();
+      for (float& zero : zeros) zero = -zero;
+      CHECK(plain.affine_zeros == zeros);
+    }
+  }
+}
+
+TEST_CASE("version 2 zeros are one less", "[checkpoint][golden]") {
+  const auto directory = std::filesystem::path(MPQ_TEST_DATA) / "gptq-w4-g128";
+  CheckpointOptions options;
+  options.format = "gptq_v2";
+  const auto v1 = Checkpoint::open(directory), v2 = Checkpoint::open(directory, options);
+  CHECK(v1.layers()[0].format == "gptq");
+  CHECK(v2.layers()[0].format == "gptq_v2");
+  const auto zeros_1 = data_of(v1.read(kLayer)).zeros;
+  auto zeros_2 = data_of(v2.read(kLayer)).zeros;
+  for (auto& zero : zeros_2) ++zero;
+  CHECK(zeros_1 == zeros_2);
+}
+
+TEST_CASE("channel-wise and ragged goldens keep their group size", "[checkpoint][golden]") {
+  const std::filesystem::path data(MPQ_TEST_DATA);
+  const auto wide = Checkpoint::open(data / "gptq-w4-channelwise").read(kLayer);
+  CHECK(data_of(wide).group_size == -1);
+  CHECK(data_of(wide).groups() == 1);
+  const auto ragged = Checkpoint::open(data / "gptq-w4-ragged-last-group").read(kLayer);
+  CHECK(data_of(ragged).in_features == 160);
+  CHECK(data_of(ragged).group_size == 128);
+  CHECK(data_of(ragged).groups() == 2);
+}

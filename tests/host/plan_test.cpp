@@ -1,0 +1,72 @@
+// Planning is pure: every decision here is checked with no GPU.
+
+#include "mpq/plan.hpp"
+
+#include "support/catch.hpp"
+#include "support/expect_error.hpp"
+
+namespace mpq::test {
+namespace {
+
+constexpr DeviceTraits kHopper{.compute_capability = 90, .sm_count = 132};
+
+Problem problem(std::int64_t m, std::int64_t n = 8192, std::int64_t k = 8192) {
+  return {
+      .bits = 4, .m = m, .n = n, .k = k, .n_padded = round_up(n, 64), .k_padded = round_up(k, 64)};
+}
+
+TEST_CASE("the plan covers every row and channel") {
+  for (const std::int64_t m : {1, 7, 8, 9, 16, 17, 32, 33, 64, 100, 257, 4096, 100000}) {
+    for (const std::int64_t n : {1, 63, 64, 65, 4096, 57344}) {
+      for (int kernel = -1; kernel < kKernelCount; ++kernel) {
+        const Plan chosen = plan(problem(m, n), kHopper, {.kernel = kernel});
+        CHECK(static_cast<std::int64_t>(chosen.grid_n) * chosen.config().tile_n >= n);
+        CHECK(static_cast<std::int64_t>(chosen.grid_m) * chosen.config().tile_m >= m);
+        if (kernel != -1) CHECK(chosen.kernel == kernel);
+      }
+    }
+  }
+}
+
+TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") {
+  for (const std::int64_t m : {1, 8, 16, 32}) {
+    const Plan chosen = plan(problem(m), kHopper);
+    CHECK(chosen.config().family == KernelFamily::decode);
+    CHECK(chosen.grid_m == 1);
+  }
+  const Plan large = plan(problem(4096), kHopper);
+  CHECK(large.config().family == KernelFamily::prefill);
+  CHECK(large.config().tile_m == 128);
+  CHECK(plan(problem(64), kHopper).config().tile_m == 64);
+}
+
+TEST_CASE("plans and kernels print themselves") {
+  CHECK(to_string(plan(problem(0), kHopper)) == "nothing to do");
+  CHECK(to_string(plan(problem(1), kHopper)).starts_with("decode 32x8 warps 1x1x8"));
+  Problem gathered = problem(1);
+  gathered.gathers = true;
+  CHECK(to_string(plan(gathered, kHopper)).ends_with("x gathered"));
+}
+
+TEST_CASE("what cannot be planned is refused with the value and the limit") {
+  CHECK(refuses([] { plan(problem(1), kHopper, {.kernel = kKernelCount}); },
+                ErrorCode::invalid_argument, std::to_string(kKernelCount)));
+  CHECK(refuses([] { plan(problem(1), kHopper, {.kernel = -2}); }, ErrorCode::invalid_argument,
+                "-2"));
+  CHECK(
+      refuses([] { plan(problem(1), {.compute_capability = 75}); }, ErrorCode::unsupported, "75"));
+  CHECK(refuses([] { plan(problem(70000 * 8), kHopper, {.kernel = 0}); }, ErrorCode::unsupported,
+                "560000"));
+}
+
+TEST_CASE("the workspace holds the gathered x and nothing else") {
+  CHECK(workspace_bytes(problem(1), 100) == 0);
+  Problem gathered = problem(1, 64, 100);
+  gathered.gathers = true;
+  CHECK(workspace_bytes(gathered, 0) == 0);
+  CHECK(workspace_bytes(gathered, 3) == 768);  // 3 * 128 columns * 2 bytes
+  CHECK(workspace_bytes(gathered, 4) == 1024);
+}
+
+}  // namespace
+}  // namespace mpq::test

@@ -1,0 +1,36 @@
+#pragma once
+// What forward must compute, in float64, and how far from it a right answer may be.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "mpq/matrix.hpp"
+#include "mpq/quantized_weights.hpp"
+
+namespace mpq::test {
+
+struct Reference {
+  std::int64_t rows = 0, cols = 0, in_features = 0;
+  double max_x = 0;       ///< max |x|
+  std::vector<double> y;  ///< [rows, cols], before the rounding to 16 bits
+  std::vector<double>
+      magnitude;  ///< sum_k |x_k| |w_k| (+ |bias|), what errors are measured against
+};
+
+/// y = x w^T + bias on the exact codes, scales and zeros; not on anything that mpq dequantised.
+Reference reference_forward(const AnyQuantizedWeights& weights, const ConstMatrix& x_host);
+
+/// Names the first element of y [rows, cols] (16-bit, on the host) outside the bound of the
+/// reference; nothing if there is none. `weights_rounded`: whether the path that made y rounds each
+/// weight to y's 16-bit type, as tensor-core kernels do. NaN and infinities of the reference must
+/// be met exactly; a NaN where the reference is a number is never right.
+std::optional<std::string> find_mismatch(const Reference& reference, const ConstMatrix& y_host,
+                                         bool weights_rounded);
+
+/// The bound itself, of an element of a 16-bit y: for tests and programs that report an error's
+/// size.
+double error_bound(const Reference& reference, std::size_t element, DType y_dtype,
+                   bool weights_rounded);
+
+}  // namespace mpq::test

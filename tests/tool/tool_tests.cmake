@@ -1,0 +1,8 @@
+# The mpq program as its users call it: a test that runs it.
+add_executable(mpq_tool_tests ${CMAKE_CURRENT_LIST_DIR}/tool_test.cpp
+               host/main.cpp)
+target_link_libraries(mpq_tool_tests PRIVATE mpq_test_support)
+target_compile_definitions(mpq_tool_tests PRIVATE MPQ_TOOL="$<TARGET_FILE:mpq_tool>")
+mpq_warnings(mpq_tool_tests)
+add_dependencies(mpq_tool_tests mpq_tool)
+catch_discover_tests(mpq_tool_tests TEST_PREFIX "tool: ")
