@@ -6,23 +6,33 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <cstddef>
 
 #include "arguments.hpp"
 #include "mpq/plan.hpp"
 
 namespace mpq::kernels {
 
-struct KernelEntry {
-  /// Sets what the kernel needs on the current device (its shared memory), once.
-  cudaError_t (*prepare)() = nullptr;
-  cudaError_t (*launch)(const ForwardArguments& args, unsigned grid_n, unsigned grid_m,
-                        cudaStream_t stream) = nullptr;
+/// Where and how a kernel is launched.
+struct Launch {
+  unsigned grid_n = 1, grid_m = 1;
+  int cluster = 1;               ///< along grid_n
+  std::size_t shared_bytes = 0;  ///< of kernels whose shared memory depends on the plan
+  bool programmatic = false;     ///< may start before its predecessor in the stream has ended
+  cudaStream_t stream = nullptr;
 };
 
-/// Entries of one family; null in other families' rows.
+struct KernelEntry {
+  /// Lets the kernel have its shared memory on the current device, of which a CTA may take
+  /// most_shared_bytes; once.
+  cudaError_t (*prepare)(int most_shared_bytes) = nullptr;
+  cudaError_t (*launch)(const ForwardArguments& args, const Launch& launch) = nullptr;
+};
+
+/// Entries of one family and instruction set; null in other rows.
 using KernelEntries = std::array<KernelEntry, kKernelTable.size()>;
 
-template <KernelFamily Family, int WBits, DType T>
+template <KernelFamily Family, Isa Set, int WBits, DType T>
 const KernelEntries& kernel_entries();
 
 }  // namespace mpq::kernels

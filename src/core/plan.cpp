@@ -2,32 +2,106 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
+#include <bit>
+
 #include "mpq/error.hpp"
+#include "mpq/layout.hpp"
 #include "mpq/workspace.hpp"
 
 namespace mpq {
 namespace {
 
 constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second dimension
+constexpr std::array kClusters{1, 2, 4, 8};
+// Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
+// kernels.
+constexpr std::int64_t kDecodeRows = 128;
+constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
   return ceil_div(problem.n_padded, config.tile_n) * ceil_div(problem.m, config.tile_m);
 }
 
-// Decode: the smallest tile that takes all rows, so that weights are read once. Beyond decode, the
+// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, the
 // largest prefill tile that still occupies most of the device; the smallest if none does.
 int choose(const Problem& problem, const DeviceTraits& device) {
-  int chosen = -1;
+  int decode = -1, prefill = -1;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.min_compute_capability > device.compute_capability) continue;
+    if (!is_available(config, device)) continue;
     if (config.family == KernelFamily::decode) {
-      if (problem.m <= config.tile_m) return i;
-    } else if (chosen == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
-      chosen = i;
+      if (decode == -1 || kKernelTable[static_cast<std::size_t>(decode)].tile_m < problem.m) {
+        decode = i;
+      }
+    } else if (prefill == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
+      prefill = i;
     }
   }
-  return chosen;
+  return problem.m <= kDecodeRows ? decode : prefill;
+}
+
+// Shared memory of a decode kernel's CTA: its storage, its slice of x and, for affine zeros, the
+// sums of x over each warp's part of each group.
+std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& config,
+                                 const KSplit& split) {
+  const int block = layout_block_k(problem.bits);
+  const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m));
+  std::int64_t bytes = decode_storage_bytes(config) +
+                       std::int64_t{split.most()} * block * 2 * decode_row_slots(config, rows);
+  if (problem.zeros == ZeroKind::affine) {
+    const int shift = std::min(
+        31,
+        static_cast<int>(std::bit_width(static_cast<std::uint64_t>(problem.group_columns))) - 1);
+    bytes += std::int64_t{config.warps_k} * config.tile_m * 4 *
+             decode_most_groups(split.most_of_part() * block, shift);
+  }
+  return bytes;
+}
+
+// Splits K for a decode kernel: the cluster whose estimated time is least. Cycles, from what an SM
+// reads when all do (bytes a cycle), and what a strip's exchange costs that nothing hides.
+void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+             Plan& plan) {
+  constexpr double kBytesPerCycle = 20, kStagedBytesPerCycle = 32;
+  constexpr double kStripCycles = 300, kExchangeCycles = 150;
+  const KernelConfig& config = plan.config();
+  const std::int64_t strips = problem.n_padded / config.tile_n;
+  const int block = layout_block_k(problem.bits);
+  const auto blocks = static_cast<int>(problem.k_padded / block);
+  const auto rows = static_cast<double>(std::min<std::int64_t>(problem.m, config.tile_m));
+  double best = 0;
+  for (const int cluster : kClusters) {
+    if (options.cluster != -1 && cluster != options.cluster) continue;
+    if (cluster > 1 && !runs_sm90a_code(device)) continue;
+    int chunks = 1;
+    std::int64_t shared = 0;
+    const auto split = [&] { return KSplit(blocks, config.warps_k, chunks, cluster, 0); };
+    while ((shared = decode_shared_bytes(problem, config, split())) >
+           device.shared_bytes_per_block) {
+      ++chunks;
+    }
+    const std::int64_t resident = std::min<std::int64_t>(
+        config.ctas_per_sm,
+        (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));
+    const std::int64_t clusters =
+        std::clamp<std::int64_t>(device.sm_count * resident / cluster / plan.grid_m, 1, strips);
+    const double per_sm =
+        std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
+    const auto rounds = static_cast<double>(ceil_div(strips, clusters));
+    const double slice = config.warps_k * chunks * split().most_of_part();
+    const double read = slice * 2048 * per_sm / kBytesPerCycle;
+    const double staged = slice * block * 2 * rows * per_sm / kStagedBytesPerCycle;
+    const double cycles = rounds * (read + kStripCycles + (cluster > 1 ? kExchangeCycles : 0)) +
+                          staged * (chunks > 1 ? rounds : 1);
+    if (plan.grid_n != 0 && cycles >= best) continue;
+    best = cycles;
+    plan.cluster = cluster;
+    plan.chunks = chunks;
+    plan.shared_bytes = static_cast<int>(shared);
+    plan.grid_n = static_cast<unsigned>(clusters * cluster);
+  }
 }
 
 }  // namespace
@@ -38,15 +112,28 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                 fmt::format("plan: kernel is {}, the table has rows 0 to {}", options.kernel,
                             kKernelCount - 1));
   }
+  if (options.cluster != -1 &&
+      std::find(kClusters.begin(), kClusters.end(), options.cluster) == kClusters.end()) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: cluster is {}, it can be 1, 2, 4 or 8", options.cluster));
+  }
   Plan result;
   if (problem.m == 0) return result;
-  result.kernel = options.kernel != -1 ? options.kernel : choose(problem, device);
-  if (result.kernel == -1 || result.config().min_compute_capability > device.compute_capability) {
+  // What does not depend on the batch cannot make rows depend on it.
+  constexpr std::int64_t kInvariantRows = 64;
+  Problem planned = problem;
+  if (options.batch_invariant) planned.m = std::max(planned.m, kInvariantRows);
+
+  result.kernel = options.kernel != -1 ? options.kernel : choose(planned, device);
+  if (result.kernel == -1 || !is_available(result.config(), device)) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("plan: {} needs compute capability {} or higher, the device has {}",
+                fmt::format("plan: {} needs {}, the device has compute capability {}{}",
                             result.kernel == -1 ? "every kernel" : to_string(result.config()),
-                            result.kernel == -1 ? 80 : result.config().min_compute_capability,
-                            device.compute_capability));
+                            result.kernel != -1 && result.config().isa == Isa::sm90a
+                                ? "compute capability 90 and a build for 90a"
+                                : "compute capability 80 or higher",
+                            device.compute_capability,
+                            device.sm90a_code ? "" : ", the build has no code for 90a"));
   }
   const KernelConfig& config = result.config();
   const std::int64_t grid_m = ceil_div(problem.m, config.tile_m);
@@ -55,21 +142,41 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                 fmt::format("plan: batch is {}, {} takes at most {} rows", problem.m,
                             to_string(config), kMaxGridM * config.tile_m));
   }
-  result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));
-  result.grid_m = static_cast<unsigned>(grid_m);
   result.gathers = problem.gathers;
+  // Kernels wait for their predecessor only in code for 9.0.
+  result.programmatic = options.programmatic && runs_sm90a_code(device);
+  if (config.family == KernelFamily::decode) {
+    if (options.cluster > 1 && !runs_sm90a_code(device)) {
+      throw Error(
+          ErrorCode::unsupported,
+          fmt::format("plan: cluster is {}, which needs compute capability 90 and a build for "
+                      "90a; the device has {}",
+                      options.cluster, device.compute_capability));
+    }
+    result.grid_m = static_cast<unsigned>(ceil_div(planned.m, config.tile_m));
+    split_k(planned, device, options, result);
+  } else {
+    result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));
+  }
+  result.grid_m = static_cast<unsigned>(grid_m);
   return result;
 }
 
 std::string to_string(const KernelConfig& config) {
-  return fmt::format("{} {}x{} warps {}x{}x{} stages {}", to_string(config.family), config.tile_n,
-                     config.tile_m, config.warps_n, config.warps_m, config.warps_k, config.stages);
+  return fmt::format("{} {} {}x{} warps {}x{}x{} stages {}", to_string(config.family),
+                     to_string(config.isa), config.tile_n, config.tile_m, config.warps_n,
+                     config.warps_m, config.warps_k, config.stages);
 }
 
 std::string to_string(const Plan& plan) {
   if (plan.kernel == -1) return "nothing to do";
-  return fmt::format("{} grid {}x{}{}", to_string(plan.config()), plan.grid_n, plan.grid_m,
-                     plan.gathers ? ", x gathered" : "");
+  std::string text =
+      fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
+  if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
+  if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
+  if (plan.gathers) text += ", x gathered";
+  if (plan.programmatic) text += ", programmatic";
+  return text;
 }
 
 std::size_t workspace_bytes(const Problem& problem, std::int64_t max_m) {

@@ -70,6 +70,7 @@ DeviceTraits cuda_traits(Device device) {
   return {
       .compute_capability = 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
                             attribute(device, cudaDevAttrComputeCapabilityMinor),
+      .sm90a_code = MPQ_SM90A_CODE == 1,
       .sm_count = attribute(device, cudaDevAttrMultiProcessorCount),
       .l2_bytes = attribute(device, cudaDevAttrL2CacheSize),
       .shared_bytes_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin),

@@ -28,8 +28,8 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
   const ConstMatrix x_view = view(x, dtype, kBatches.back(), data.in_features);
   const Reference all = reference_forward(weights, x_view);
 
-  const auto check = [&](std::int64_t m, int kernel) {
-    RunSpec spec{.m = m, .options = {.kernel = kernel}};
+  const auto check = [&](std::int64_t m, int kernel, int cluster = -1) {
+    RunSpec spec{.m = m, .options = {.kernel = kernel, .cluster = cluster}};
     // Memory alternates between 16-byte aligned rows and rows with nothing aligned but the
     // elements.
     if ((seed + static_cast<std::uint64_t>(m)) % 2 == 0) {
@@ -43,12 +43,16 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
     reference.rows = m;
     const auto mismatch =
         find_mismatch(reference, view(y, dtype, m, data.out_features), /*weights_rounded=*/true);
-    if (mismatch) FAIL_CHECK("m " << m << " kernel " << kernel << ": " << *mismatch);
+    if (mismatch) {
+      FAIL_CHECK("m " << m << " kernel " << kernel << " cluster " << cluster << ": " << *mismatch);
+    }
   };
   for (const std::int64_t m : kBatches) check(m, -1);
-  for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+  for (const int kernel : usable_kernels()) {
     check(1, kernel);
     check(33, kernel);
+    if (!splits_k(kernel)) continue;
+    for (const int cluster : {1, 2, 4, 8}) check(7, kernel, cluster);
   }
 }
 
@@ -99,15 +103,39 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
       linear.prepare_params();
       const auto x = random_activations(9, 300, dtype, 5);
       const Reference reference = reference_forward(weights, view(x, dtype, 9, 300));
-      for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+      for (const int kernel : usable_kernels()) {
         for (const std::int64_t padding : {0, 1, 4}) {
-          const auto y = run_linear(
-              linear, x,
-              {.m = 9, .x_padding = padding, .y_padding = padding, .options = {.kernel = kernel}});
+          // Of the K-splitting kernels one after the other with every cluster.
+          const int cluster = !splits_k(kernel) ? -1 : padding == 0 ? 2 : padding == 1 ? 1 : 8;
+          const auto y = run_linear(linear, x,
+                                    {.m = 9,
+                                     .x_padding = padding,
+                                     .y_padding = padding,
+                                     .options = {.kernel = kernel, .cluster = cluster}});
           const auto mismatch = find_mismatch(reference, view(y, dtype, 9, 70), true);
           if (mismatch) FAIL_CHECK("w" << bits << " kernel " << kernel << ": " << *mismatch);
         }
       }
+    }
+  }
+}
+
+TEST_CASE("forward is right where x does not fit shared memory") {
+  const auto bits = GENERATE(1, 4, 8);
+  const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
+  const auto weights =
+      random_weights({.bits = bits, .k = 80000, .n = 70, .zero_kind = zeros, .seed = 6});
+  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  linear.prepare_params();
+  const auto x = random_activations(40, 80000, DType::f16, 7);
+  const Reference all = reference_forward(weights, view(x, DType::f16, 40, 80000));
+  for (const int kernel : usable_kernels()) {
+    for (const std::int64_t m : {1, 40}) {
+      Reference reference = all;
+      reference.rows = m;
+      const auto y = run_linear(linear, x, {.m = m, .options = {.kernel = kernel}});
+      const auto mismatch = find_mismatch(reference, view(y, DType::f16, m, 70), true);
+      if (mismatch) FAIL_CHECK("w" << bits << " m " << m << " kernel " << kernel << *mismatch);
     }
   }
 }
