@@ -2,17 +2,19 @@
 // Decode: few batch rows at the speed of reading the weights. y^T = W x^T with mma.m16n8k16, the
 // weights as operand A.
 //
-//   grid     clusters of CTAs, persistent over strips of 64 channels; the CTAs of a cluster and the
-//            warps of a CTA split K
+//   grid     clusters of CTAs, persistent over tiles of channels; a warp has kWarpN channels, side
+//   by
+//            side with warps_n - 1 others, and the rest of its CTA's warps and cluster split K with
+//            it
 //   weights  every lane copies its own 16-byte words of a block into its own places of a ring
 //            (cp.async) and reads them back itself, so the ring needs no barrier and no registers;
-//            it runs on from strip to strip, and starts before the preceding kernel has ended
+//            it runs on from tile to tile, and starts before the preceding kernel has ended
 //   x        the CTA's slice of K, staged once in shared memory so that one 16-byte load gives a
 //            lane two k-steps of operand B
 //   scales   applied to the sums of a group in float32, so that codes enter the products exactly:
 //            y = sum_g s_g (sum_k (q - z_g) x), and for affine zeros + b_g sum_k x
 //   y        partial sums of the warps and then of the CTAs, added in a fixed order; the exchange
-//            within the cluster overlaps the next strip
+//            within the cluster overlaps the next tile
 
 #include <cuda_runtime.h>
 
@@ -34,11 +36,12 @@ namespace mpq::kernels {
 /// Shared memory of a CTA. Its slice of x follows, then the sums of x (see ActivationSlice).
 template <KernelConfig C>
 struct DecodeStorage {
-  static constexpr int kPitch = C.tile_n + 4;  // spreads the rows of a fragment over the banks
-  static constexpr int kTiles = C.tile_n / 16 / C.warps_n;
+  static constexpr int kWarpN = C.tile_n, kTiles = C.tile_n / 16;
+  static constexpr int kPitch = kWarpN + 4;  // spreads the rows of a fragment over the banks
   uint4 ring[C.warps()][C.stages][kTiles][32];
-  float of_warps[C.warps_k][C.tile_m][kPitch];
-  float of_cta[2][C.tile_m][kPitch];  // of a strip and, meanwhile, of the one before
+  float sums[C.warps()][C.tile_m][kPitch];
+  /// Count what has arrived in the two inboxes (TileReduction).
+  alignas(16) std::uint64_t arrived[2];
 };
 
 /// Calls f<0>() to f<kCount - 1>().
@@ -50,40 +53,26 @@ __device__ __forceinline__ void static_for(F&& f) {
   (std::make_integer_sequence<int, kCount>{});
 }
 
-/// The runs of blocks that a warp works through: of each of its strips, its part of each chunk,
-/// empty ones left out.
+/// What a warp works through: of each of its columns of kWarpN channels, its part of each chunk of
+/// K. The plan sees to it that parts are empty in one chunk only if that is the only one.
 class BlockRuns {
  public:
-  __device__ __forceinline__ BlockRuns(const KSplit& split, int warp_k, int strips)
-      : split_(split),
-        warp_k_(warp_k),
-        strips_(strips),
-        stride_(static_cast<int>(gridDim.x) / split.cluster),
-        strip_(static_cast<int>(blockIdx.x) / split.cluster) {
-    seek();
+  __device__ __forceinline__ BlockRuns(const KSplit& split, int warp_k, int column, int stride,
+                                       int columns)
+      : split_(split), warp_k_(warp_k), stride_(stride), columns_(columns), column_(column) {
+    if (begin() == end()) column_ = columns_;
   }
-  __device__ __forceinline__ bool done() const { return strip_ >= strips_; }
+  __device__ __forceinline__ bool done() const { return column_ >= columns_; }
   __device__ __forceinline__ void next() {
-    step();
-    seek();
+    if (++chunk_ == split_.chunks) chunk_ = 0, column_ += stride_;
   }
-  __device__ __forceinline__ int strip() const { return strip_; }
-  __device__ __forceinline__ int begin() const { return begin_; }
-  __device__ __forceinline__ int end() const { return end_; }
+  __device__ __forceinline__ int column() const { return column_; }
+  __device__ __forceinline__ int begin() const { return split_.part_begin(chunk_, warp_k_); }
+  __device__ __forceinline__ int end() const { return split_.part_begin(chunk_, warp_k_ + 1); }
 
  private:
-  __device__ __forceinline__ void step() {
-    if (++chunk_ == split_.chunks) chunk_ = 0, strip_ += stride_;
-  }
-  __device__ __forceinline__ void seek() {
-    for (;; step()) {
-      begin_ = split_.part_begin(chunk_, warp_k_);
-      end_ = split_.part_begin(chunk_, warp_k_ + 1);
-      if (begin_ < end_ || done()) return;
-    }
-  }
   const KSplit& split_;
-  int warp_k_, strips_, stride_, strip_, chunk_ = 0, begin_ = 0, end_ = 0;
+  int warp_k_, stride_, columns_, column_, chunk_ = 0;
 };
 
 /// A lane's way through the weights, a ring of copies ahead of where it computes.
@@ -93,7 +82,7 @@ class WeightStream {
   static constexpr int kTiles = DecodeStorage<C>::kTiles;
   static constexpr int kBlockWords = KernelLayout<WBits>::kWordsPerBlock / 4;  // of 16 bytes
 
-  /// weights: the lane's words of block 0; blocks: of a strip.
+  /// weights: the lane's words of block 0 and tile 0; blocks: of 64 channels.
   __device__ __forceinline__ WeightStream(uint4 (&ring)[C.stages][kTiles][32], int lane,
                                           const BlockRuns& runs, const uint4* weights, int blocks)
       : runs_(runs), weights_(weights), blocks_(blocks), ring_(&ring[0][0][lane]) {
@@ -124,9 +113,12 @@ class WeightStream {
 
  private:
   __device__ __forceinline__ void seek() {
+    constexpr unsigned kPerBlock = KernelLayout<WBits>::kBlockN / DecodeStorage<C>::kWarpN;
     left_ = runs_.done() ? 0 : runs_.end() - runs_.begin();
-    source_ = weights_ +
-              (static_cast<std::int64_t>(runs_.strip()) * blocks_ + runs_.begin()) * kBlockWords;
+    const auto column = static_cast<unsigned>(runs_.column());
+    source_ =
+        weights_ + column % kPerBlock * (kTiles * 32) +
+        (static_cast<std::int64_t>(column / kPerBlock) * blocks_ + runs_.begin()) * kBlockWords;
   }
   BlockRuns runs_;
   const uint4* weights_;
@@ -135,82 +127,85 @@ class WeightStream {
   uint4* ring_;
 };
 
-/// Parameters of a lane's channels in one group, as stored: of each tile, two neighbours.
-template <int WBits, int kTiles, bool kAffine>
+/// Parameters of a lane's channels in one group, as stored: two neighbours of each tile. kGeneral:
+/// of any kind; else integer zeros, and scales of the activations' type.
+template <int WBits, int kTiles, bool kGeneral>
 struct LaneParameters {
-  using Zero = std::conditional_t<kAffine, float, ZeroCode<WBits>>;
-  using ZeroPair = std::conditional_t<
-      kAffine, float2,
-      std::conditional_t<sizeof(ZeroCode<WBits>) == 1, std::uint16_t, std::uint32_t>>;
+  static constexpr int kZeroWords = kTiles * static_cast<int>(sizeof(ZeroCode<WBits>)) / 2;
   std::uint32_t scales[kTiles];
-  ZeroPair zeros[kTiles];
+  /// Packed ZeroCodes, in the first kZeroWords, or the bits of affine zeros.
+  std::uint32_t zeros[kGeneral ? 2 * kTiles : kZeroWords];
 };
 
 /// A lane's way through the parameters of the groups that it meets, one group ahead.
-template <int WBits, int kTiles, bool kAffine>
+template <int WBits, int kTiles, bool kGeneral>
 class ParameterStream {
  public:
-  using Parameters = LaneParameters<WBits, kTiles, kAffine>;
+  using Parameters = LaneParameters<WBits, kTiles, kGeneral>;
 
-  /// position: of the lane's first channel within a strip (parameter_position).
+  /// position: of the lane's channels within its column (parameter_position).
   __device__ __forceinline__ ParameterStream(const ForwardArguments& args, const BlockRuns& runs,
                                              int position)
       : args_(args), runs_(runs), position_(position) {
     seek();
-    fetch();
+    if (left_ > 0) fetch();
   }
   __device__ __forceinline__ Parameters take() {
     const Parameters taken = ahead_;
-    fetch();
+    if (left_ > 0) fetch();
     return taken;
   }
 
  private:
-  using Zero = typename Parameters::Zero;
   static constexpr int kSteps = KernelLayout<WBits>::kStepsPerBlock;
+  static constexpr unsigned kPerBlock = KernelLayout<WBits>::kBlockN / (16 * kTiles);
 
   __device__ __forceinline__ void seek() {
-    if (runs_.done()) {
-      left_ = 0;
-      return;
-    }
-    const int first = group_of_step(args_, runs_.begin() * kSteps);
-    left_ = group_of_step(args_, runs_.end() * kSteps - 1) - first + 1;
-    const std::int64_t column = 64 * runs_.strip() + position_;
-    scales_ = args_.scales + static_cast<std::int64_t>(first) * args_.n_padded + column;
-    if constexpr (kAffine) {
-      zeros_ = args_.affine_zeros + static_cast<std::int64_t>(first) * args_.n_padded + column;
-    } else {
-      zeros_ = static_cast<const Zero*>(args_.zeros) +
-               static_cast<std::int64_t>(first) * args_.zeros_stride + column;
-    }
+    left_ = 0;
+    if (runs_.done()) return;
+    group_ = group_of_step(args_, runs_.begin() * kSteps);
+    left_ = group_of_step(args_, runs_.end() * kSteps - 1) - group_ + 1;
+    const auto column = static_cast<unsigned>(runs_.column());
+    channels_ =
+        static_cast<int>(column / kPerBlock * 64 + column % kPerBlock * (2 * kTiles)) + position_;
   }
   __device__ __forceinline__ void fetch() {
-    if (left_ == 0) {
-      if (runs_.done()) return;
+    const std::int64_t row = group_;
+    load<kTiles>(ahead_.scales, args_.scales + row * args_.n_padded + channels_);
+    if (!kGeneral || args_.affine_zeros == nullptr) {
+      load<Parameters::kZeroWords>(ahead_.zeros, static_cast<const ZeroCode<WBits>*>(args_.zeros) +
+                                                     row * args_.zeros_stride + channels_);
+    } else {
+      load<2 * kTiles>(ahead_.zeros, args_.affine_zeros + row * args_.n_padded + channels_);
+    }
+    ++group_;
+    if (--left_ == 0) {
       runs_.next();
       seek();
-      if (left_ == 0) return;
     }
-    --left_;
+  }
+  template <int kWords>
+  static __device__ __forceinline__ void load(std::uint32_t* words, const void* from) {
+    if constexpr (kWords % 4 == 0) {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      ahead_.scales[t] = __ldg(reinterpret_cast<const std::uint32_t*>(scales_ + 16 * t));
-      ahead_.zeros[t] =
-          __ldg(reinterpret_cast<const typename Parameters::ZeroPair*>(zeros_ + 16 * t));
+      for (int i = 0; i < kWords; i += 4) {
+        const uint4 v = __ldg(static_cast<const uint4*>(from) + i / 4);
+        words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+      }
+    } else if constexpr (kWords == 2) {
+      const uint2 v = __ldg(static_cast<const uint2*>(from));
+      words[0] = v.x, words[1] = v.y;
+    } else {
+      words[0] = __ldg(static_cast<const std::uint32_t*>(from));
     }
-    scales_ += args_.n_padded;
-    zeros_ += kAffine ? args_.n_padded : args_.zeros_stride;
   }
   const ForwardArguments& args_;
   BlockRuns runs_;
-  int position_, left_ = 0;
-  const std::uint16_t* scales_ = nullptr;
-  const Zero* zeros_ = nullptr;
-  Parameters ahead_{};
+  int position_, left_ = 0, group_ = 0, channels_ = 0;
+  Parameters ahead_;
 };
 
-/// The CTA's slice of x in shared memory, [pair of k-steps][8 rows or fewer, for each n = 8 tile]
+/// The CTA's slice of x in shared memory, [pair of k-steps][row, as many as there is room for]
 /// [lane % 4][16 bytes]: the registers of operand B that lane (row, lane % 4) needs for both steps.
 /// And, for affine zeros, sums of x over what each warp's part has of each group.
 template <DType T, KernelConfig C>
@@ -218,49 +213,46 @@ class ActivationSlice {
  public:
   static constexpr int kTilesM = C.tile_m / 8;
 
-  __device__ __forceinline__ ActivationSlice(unsigned char* shared, int rows)
-      : shared_(shared), rows_(rows), slots_(decode_row_slots(C, rows)) {}
+  __device__ __forceinline__ ActivationSlice(const ForwardArguments& args, unsigned char* shared,
+                                             int m0)
+      : shared_(shared),
+        rows_(min(args.m - m0, C.tile_m)),
+        slots_shift_(C.tile_m > 8 ? kTilesM == 2 ? 4 : 5 : args.slots_shift) {}
 
-  __device__ __forceinline__ int pair_bytes() const { return 64 * slots_; }
+  __device__ __forceinline__ int rows() const { return rows_; }
+  __device__ __forceinline__ int pair_bytes() const { return 64 << slots_shift_; }
 
-  /// Columns [first, first + columns), whole pairs of steps; zero past x.
-  __device__ __forceinline__ void stage(const ForwardArguments& args, int m0, int first,
-                                        int columns) const {
-    const int chunks = columns / 8, valid = args.k - first;
-    const bool vectors =
-        reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 && args.ldx % 8 == 0 && args.k % 8 == 0;
-    const auto* x = static_cast<const std::uint16_t*>(args.x) + m0 * args.ldx + first;
-    if (vectors) {
-      constexpr int kInFlight = 4;
-      for (int row = 0; row < rows_; ++row, x += args.ldx) {
-        for (int base = static_cast<int>(threadIdx.x); base < chunks;
-             base += kInFlight * C.threads()) {
-          uint4 values[kInFlight];
+  /// Columns [first, first + columns), whole pairs of steps; zero past x. A warp takes a row, or
+  /// several share it, so that all loads of a thread are under way together.
+  __device__ __forceinline__ void stage(const ForwardArguments& args, int m0, unsigned first,
+                                        unsigned columns) const {
+    constexpr int kInFlight = 4;
+    if (reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 || args.ldx % 8 != 0 || args.k % 8 != 0)
+        [[unlikely]] {
+      stage_unaligned(args, m0, first, columns);
+      return;
+    }
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int shift = min(slots_shift_, 3);  // of the warps, so many have different rows
+    const unsigned stride = C.threads() >> shift, chunks = columns / 8;
+    const int valid = (args.k - static_cast<int>(first)) / 8;
+    for (int row = warp & ((1u << shift) - 1); row < rows_; row += 1 << shift) {
+      unsigned chunk = (warp >> shift) * 32 + lane;
+      const auto* x = static_cast<const std::uint16_t*>(args.x) + (m0 + row) * args.ldx + first;
+#pragma unroll 1
+      while (chunk < chunks) {
+        uint4 values[kInFlight];
 #pragma unroll
-          for (int i = 0; i < kInFlight; ++i) {
-            const int chunk = base + i * C.threads();
-            values[i] = make_uint4(0, 0, 0, 0);
-            // Through L2: an L1 line may be older than what the preceding kernel wrote.
-            if (chunk < chunks && 8 * chunk < valid) {
-              values[i] = __ldcg(reinterpret_cast<const uint4*>(x + 8 * chunk));
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < kInFlight; ++i) {
-            if (base + i * C.threads() < chunks) put(row, base + i * C.threads(), values[i]);
+        for (int i = 0; i < kInFlight; ++i) {
+          values[i] = make_uint4(0, 0, 0, 0);
+          // Through L2: an L1 line may be older than what the preceding kernel wrote.
+          if (static_cast<int>(chunk + i * stride) < valid) {
+            values[i] = __ldcg(reinterpret_cast<const uint4*>(x) + chunk + i * stride);
           }
         }
-      }
-    } else {
-      for (int row = 0; row < rows_; ++row, x += args.ldx) {
-#pragma unroll 1
-        for (int chunk = static_cast<int>(threadIdx.x); chunk < chunks; chunk += C.threads()) {
-          std::uint16_t values[8];
 #pragma unroll
-          for (int j = 0; j < 8; ++j) {
-            values[j] = 8 * chunk + j < valid ? __ldcg(x + 8 * chunk + j) : std::uint16_t{0};
-          }
-          put(row, chunk, bits_as<uint4>(values));
+        for (int i = 0; i < kInFlight; ++i, chunk += stride) {
+          if (chunk < chunks) put(row, chunk, values[i]);
         }
       }
     }
@@ -277,6 +269,7 @@ class ActivationSlice {
       const int from = max(begin, first_step_of_group(args, group));
       const int to = min(end, first_step_of_group(args, group + 1));
       float total = 0.f;
+#pragma unroll 1
       for (int step = from - origin; row < rows_ && step < to - origin; ++step) {
         const unsigned char* pair = shared_ + (step / 2) * pair_bytes() + 64 * row + step % 2 * 8;
 #pragma unroll
@@ -294,7 +287,7 @@ class ActivationSlice {
   /// A lane's place in pair 0. Lanes of rows past x read some row of it: what comes of that reaches
   /// only rows of y that are not there.
   __device__ __forceinline__ const unsigned char* of_lane(int lane) const {
-    return shared_ + 64 * (lane / 4 & (slots_ - 1)) + 16 * (lane % 4);
+    return shared_ + 64 * (lane / 4 & ((1 << slots_shift_) - 1)) + 16 * (lane % 4);
   }
   /// Operand B of n = 8 tile m for both steps of a pair.
   static __device__ __forceinline__ uint4 load(const unsigned char* pair_of_lane, int m) {
@@ -302,28 +295,48 @@ class ActivationSlice {
   }
 
  private:
-  __device__ __forceinline__ void put(int row, int chunk, const uint4& value) const {
-    unsigned char* target = shared_ + (chunk / 4) * pair_bytes() + 64 * row + 4 * (chunk % 4);
+  __device__ __forceinline__ void stage_unaligned(const ForwardArguments& args, int m0,
+                                                  unsigned first, unsigned columns) const {
+    const int valid = args.k - static_cast<int>(first);
+    for (int row = 0; row < rows_; ++row) {
+      const auto* x = static_cast<const std::uint16_t*>(args.x) + (m0 + row) * args.ldx + first;
+#pragma unroll 1
+      for (unsigned chunk = threadIdx.x; chunk < columns / 8; chunk += C.threads()) {
+        std::uint16_t values[8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const int column = 8 * static_cast<int>(chunk) + j;
+          values[j] = column < valid ? __ldcg(x + column) : std::uint16_t{0};
+        }
+        put(row, chunk, bits_as<uint4>(values));
+      }
+    }
+  }
+  __device__ __forceinline__ void put(int row, unsigned chunk, const uint4& value) const {
+    unsigned char* target =
+        shared_ + ((chunk / 4) << (6 + slots_shift_)) + 64 * row + 4 * (chunk % 4);
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       *reinterpret_cast<std::uint32_t*>(target + 16 * q) = word_of(value, q);
     }
   }
   unsigned char* shared_;
-  int rows_, slots_;
+  int rows_, slots_shift_;
 };
 
-/// What a warp accumulates of a strip: a lane's share of [16 kTiles channels, tile_m rows].
-template <int WBits, DType T, KernelConfig C, bool kAffine>
+/// What a warp accumulates of a column: a lane's share of [kWarpN channels, tile_m rows].
+template <int WBits, DType T, KernelConfig C, bool kGeneral>
 class DecodeAccumulator {
  public:
-  using CodesOf = Codes<WBits, T>;
+  /// Fewer registers for zeros where parameters take more.
+  using CodesOf = Codes<WBits, T, kGeneral ? 1 : 2>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kTilesM = C.tile_m / 8;
-  using Parameters = LaneParameters<WBits, kTiles, kAffine>;
+  using Parameters = LaneParameters<WBits, kTiles, kGeneral>;
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
+      scales_[t] = 0;
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
@@ -333,13 +346,13 @@ class DecodeAccumulator {
   }
 
   /// Adds the group's sums, scaled, to the total.
-  __device__ __forceinline__ void end_group(bool scales_are_bf16) {
+  __device__ __forceinline__ void end_group(const ForwardArguments& args) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float scale =
-            scale_to_float(static_cast<std::uint16_t>(scales_[t] >> (16 * h)), scales_are_bf16);
+        const float scale = scale_to_float(static_cast<std::uint16_t>(scales_[t] >> (16 * h)),
+                                           kGeneral ? args.scales_are_bf16 : T == DType::bf16);
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
@@ -353,24 +366,32 @@ class DecodeAccumulator {
   }
 
   /// x_sums: of the group, for affine zeros.
-  __device__ __forceinline__ void begin_group(const Parameters& parameters, const float* x_sums,
+  __device__ __forceinline__ void begin_group(const ForwardArguments& args,
+                                              const Parameters& parameters, const float* x_sums,
                                               int lane) {
+    const bool affine = kGeneral && args.affine_zeros != nullptr;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       scales_[t] = parameters.scales[t];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        if constexpr (!kAffine) zeros_[t][h] = CodesOf::zero_of_pair(parameters.zeros[t], h);
+        zeros_[t][h] = CodesOf::zero_of_stored(parameters.zeros, 2 * t + h);
+        if (affine) zeros_[t][h] = CodesOf::zero(0);
       }
-      if constexpr (kAffine) {
+    }
+    if constexpr (kGeneral) {
+      if (!affine) return;
 #pragma unroll
-        for (int m = 0; m < kTilesM; ++m) {
-          const float2 x = *reinterpret_cast<const float2*>(x_sums + 8 * m + 2 * (lane % 4));
-          const float2 b = parameters.zeros[t];
-          total[t][m][0] = __fmaf_rn(b.x, x.x, total[t][m][0]);
-          total[t][m][1] = __fmaf_rn(b.x, x.y, total[t][m][1]);
-          total[t][m][2] = __fmaf_rn(b.y, x.x, total[t][m][2]);
-          total[t][m][3] = __fmaf_rn(b.y, x.y, total[t][m][3]);
+      for (int m = 0; m < kTilesM; ++m) {
+        const float2 x = *reinterpret_cast<const float2*>(x_sums + 8 * m + 2 * (lane % 4));
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const float b = __uint_as_float(parameters.zeros[2 * t + h]);
+            total[t][m][2 * h] = __fmaf_rn(b, x.x, total[t][m][2 * h]);
+            total[t][m][2 * h + 1] = __fmaf_rn(b, x.y, total[t][m][2 * h + 1]);
+          }
         }
       }
     }
@@ -385,14 +406,8 @@ class DecodeAccumulator {
       std::uint32_t a[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const auto zero = [&] {
-          if constexpr (kAffine) {
-            return CodesOf::zero(0);
-          } else {
-            return zeros_[t][e % 2];
-          }
-        }();
-        a[e] = bits_as<std::uint32_t>(CodesOf::fragment(word_of(words[t], e), kStep, zero));
+        a[e] = bits_as<std::uint32_t>(
+            CodesOf::fragment(word_of(words[t], e), kStep, zeros_[t][e % 2]));
       }
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) ptx::mma_m16n8k16<T>(sums_[t][m], a, b[m][0], b[m][1]);
@@ -407,160 +422,208 @@ class DecodeAccumulator {
   float sums_[kTiles][kTilesM][4];
 };
 
-/// Partial sums of a strip on their way from the warps of a cluster to y.
+/// Sums of a tile on their way from the warps of a cluster to y. Every CTA of the cluster owns a
+/// part of the tile: the others push their sums of it into its inbox (st.async), it adds them in
+/// the order of the ranks. Two inboxes, so that pushing may begin while the tile before is still
+/// being added.
 template <DType T, KernelConfig C>
-class StripReduction {
+class TileReduction {
  public:
-  static constexpr int kTiles = DecodeStorage<C>::kTiles, kTilesM = C.tile_m / 8;
+  static constexpr int kWarpN = DecodeStorage<C>::kWarpN, kTiles = DecodeStorage<C>::kTiles;
 
-  __device__ __forceinline__ StripReduction(const ForwardArguments& args, DecodeStorage<C>& storage,
-                                            const KSplit& split, int m0)
+  /// inbox: [2][rank][element of the part], after the slice of x.
+  __device__ __forceinline__ TileReduction(const ForwardArguments& args, DecodeStorage<C>& storage,
+                                           float* inbox, int rank, int m0)
       : args_(args),
         storage_(storage),
-        split_(split),
+        inbox_(inbox),
+        rank_(rank),
         m0_(m0),
-        count_(min(args.m - m0, C.tile_m) * C.tile_n) {}
+        rows_(min(args.m - m0, C.tile_m)),
+        count_(count_of(args)) {
+    if (args.cluster_shift == 0) return;
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_init(&storage_.arrived[0], 1);
+      ptx::mbarrier_init(&storage_.arrived[1], 1);
+      ptx::fence_mbarrier_init();
+    }
+    ptx::barrier_cluster_arrive_relaxed();
+  }
 
-  /// Adds the sums of the CTA's warps, in their order, and shows them to the cluster.
-  __device__ __forceinline__ void publish(const float (&total)[kTiles][kTilesM][4], int strip) {
+  /// Adds the sums of the CTA's warps, in their order, and sends them to their owners.
+  __device__ __forceinline__ void publish(const float (&total)[kTiles][C.tile_m / 8][4],
+                                          int column) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    auto& mine = storage_.of_warps[warp / C.warps_n];
-    const int channel = 16 * kTiles * (warp % C.warps_n) + lane / 4;
+    const bool alone = args_.cluster_shift == 0;
+    auto& sums = storage_.sums;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-      for (int m = 0; m < kTilesM; ++m) {
+      for (int m = 0; m < C.tile_m / 8; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          mine[8 * m + 2 * (lane % 4) + i % 2][channel + 16 * t + 8 * (i / 2)] = total[t][m][i];
+          sums[warp][8 * m + 2 * (lane % 4) + i % 2][16 * t + lane / 4 + 8 * (i / 2)] =
+              total[t][m][i];
         }
       }
     }
     finish();
+    if (!alone) {
+      // All inboxes are there (first time), or the one to be filled has been emptied.
+      ptx::barrier_cluster_wait();
+      ptx::barrier_cluster_arrive_relaxed();
+    }
     __syncthreads();
-    auto& partial = storage_.of_cta[parity_];
+    column_ = column;
+    const int part = count_ >> args_.cluster_shift;
+    std::uint64_t* arrived = &storage_.arrived[tiles_ & 1];
+    float* inbox = inbox_ + (tiles_ & 1) * count_ + rank_ * part;
+    if (!alone && threadIdx.x == 0) {
+      ptx::mbarrier_arrive_expect_tx(arrived, 4u * static_cast<unsigned>(count_));
+    }
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count_; i += C.threads()) {
-      const int n = i % C.tile_n, m = i / C.tile_n;
+      const Place place(i, args_.warps_n_shift);
+      float sum = 0.f;
+#pragma unroll 1
+      for (int w = place.warp; w < C.warps(); w += 1 << args_.warps_n_shift) {
+        sum += sums[w][place.m][place.n];
+      }
+      if (alone) {
+        store(place, sum);
+      } else {
+        ptx::st_async(inbox + (i & (part - 1)), sum, arrived,
+                      i >> (count_shift(args_) - args_.cluster_shift));
+      }
+    }
+    __syncthreads();  // the warps' sums may be written again
+    published_ = !alone;
+    ++tiles_;
+  }
+
+  /// Writes y of the tile that was published last, if that is left to be done.
+  __device__ __forceinline__ void finish() {
+    if (!published_) return;
+    published_ = false;
+    const int last = tiles_ - 1;
+    ptx::mbarrier_wait(&storage_.arrived[last & 1], static_cast<unsigned>(last / 2) & 1u);
+    const int part = count_ >> args_.cluster_shift;
+    const float* inbox = inbox_ + (last & 1) * count_;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < part; i += C.threads()) {
       float sum = 0.f;
 #pragma unroll
-      for (int w = 0; w < C.warps_k; ++w) sum += storage_.of_warps[w][m][n];
-      if (split_.cluster == 1) {
-        store(m, n, strip, sum);
-      } else {
-        partial[m][n] = sum;
+      for (int rank = 0; rank < 8; ++rank) {
+        if (rank < 1 << args_.cluster_shift) sum += inbox[rank * part + i];
       }
-    }
-    __syncthreads();  // of_warps may be written again
-    if (split_.cluster == 1) return;
-    ptx::barrier_cluster_arrive();
-    strip_ = strip;
-    parity_ ^= 1;
-  }
-
-  /// Writes y of the strip that was published last, if there is one left to write.
-  __device__ __forceinline__ void finish() {
-    if (strip_ < 0) return;
-    ptx::barrier_cluster_wait();
-    const auto& partial = storage_.of_cta[parity_ ^ 1];
-    for (int i = split_.rank * C.threads() + static_cast<int>(threadIdx.x); i < count_;
-         i += split_.cluster * C.threads()) {
-      const int n = i % C.tile_n, m = i / C.tile_n;
-      float sum = 0.f;
-      for (int rank = 0; rank < split_.cluster; ++rank) {
-        sum += ptx::ld_shared_cluster(&partial[m][n], rank);
-      }
-      store(m, n, strip_, sum);
+      store(Place(rank_ * part + i, args_.warps_n_shift), sum);
     }
     __syncwarp();
-    strip_ = -1;
   }
 
-  /// Nobody leaves while others may still read its sums.
+  __device__ __forceinline__ int inbox_floats() const {
+    return args_.cluster_shift == 0 ? 0 : 2 * count_;
+  }
+  /// The cluster's barrier is left as it was found.
   __device__ __forceinline__ void leave() {
-    if (split_.cluster == 1) return;
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
+    if (args_.cluster_shift > 0) ptx::barrier_cluster_wait();
   }
 
  private:
-  __device__ __forceinline__ void store(int m, int n, int strip, float sum) const {
-    const int channel = strip * C.tile_n + n;
-    if (channel >= args_.n) return;
+  // Element i of [row][column of the tile][channel of the column].
+  struct Place {
+    int n, warp, m;
+    __device__ __forceinline__ Place(unsigned i, int warps_n_shift)
+        : n(static_cast<int>(i % kWarpN)),
+          warp(static_cast<int>(i / kWarpN & ((1u << warps_n_shift) - 1))),
+          m(static_cast<int>(i / kWarpN >> warps_n_shift)) {}
+  };
+  static __device__ __forceinline__ int count_shift(const ForwardArguments& args) {
+    return args.slots_shift + (kWarpN == 64 ? 6 : 5) + args.warps_n_shift;
+  }
+  static __device__ __forceinline__ int count_of(const ForwardArguments& args) {
+    return 1 << count_shift(args);
+  }
+  __device__ __forceinline__ void store(const Place& place, float sum) const {
+    const int channel = (column_ + place.warp) * kWarpN + place.n;
+    if (channel >= args_.n || place.m >= rows_) return;
     if (args_.bias != nullptr) sum += __ldg(args_.bias + channel);
-    static_cast<Scalar<T>*>(args_.y)[static_cast<std::int64_t>(m0_ + m) * args_.ldy + channel] =
-        round_to<T>(sum);
+    static_cast<Scalar<T>*>(
+        args_.y)[static_cast<std::int64_t>(m0_ + place.m) * args_.ldy + channel] = round_to<T>(sum);
   }
   const ForwardArguments& args_;
   DecodeStorage<C>& storage_;
-  const KSplit& split_;
-  int m0_, count_, strip_ = -1, parity_ = 0;
+  float* inbox_;
+  int rank_, m0_, rows_, count_, column_ = 0, tiles_ = 0;
+  bool published_ = false;
 };
 
-/// The CTA's work. No group of columns may begin but at multiples of kCheck k-steps.
-template <int WBits, DType T, KernelConfig C, int kCheck, bool kAffine>
-__device__ __forceinline__ void decode_strips(const ForwardArguments& args,
-                                              DecodeStorage<C>& storage, unsigned char* slice) {
+/// The CTA's work. No group of columns of K may begin but at multiples of kCheck k-steps.
+template <int WBits, DType T, KernelConfig C, int kCheck, bool kGeneral>
+__device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
+                                             DecodeStorage<C>& storage, unsigned char* slice) {
   using Layout = KernelLayout<WBits>;
   using Slice = ActivationSlice<T, C>;
   constexpr int kTiles = DecodeStorage<C>::kTiles, kTilesM = C.tile_m / 8;
   constexpr int kSteps = Layout::kStepsPerBlock, kSegment = kSteps < 4 ? kSteps : 4;
-  static_assert(C.tile_n == Layout::kBlockN && C.warps_m == 1 && kSegment % kCheck == 0);
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp_n = warp % C.warps_n, warp_k = warp / C.warps_n;
-  const int strips = args.n_padded / C.tile_n;
+  static_assert(kSegment % kCheck == 0);
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp_n = warp & ((1 << args.warps_n_shift) - 1), warp_k = warp >> args.warps_n_shift;
+  const auto columns = static_cast<int>(static_cast<unsigned>(args.n_padded) / C.tile_n);
+  const int first_column = static_cast<int>(blockIdx.x >> args.cluster_shift) << args.warps_n_shift;
   const int m0 = static_cast<int>(blockIdx.y) * C.tile_m;
-  const int blocks = args.k_padded / Layout::kBlockK;
-  const KSplit split(blocks, C.warps_k, args.chunks, args.cluster,
-                     static_cast<int>(blockIdx.x) & (args.cluster - 1));
+  const auto blocks = static_cast<int>(static_cast<unsigned>(args.k_padded) / Layout::kBlockK);
+  const KSplit split{C.warps() >> args.warps_n_shift,
+                     args.chunks,
+                     1 << args.cluster_shift,
+                     static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
+                     args.base,
+                     args.extra};
 
   // Start: weights and parameters are on their way before x exists.
-  const BlockRuns runs(split, warp_k, strips);
-  WeightStream<WBits, C> weights(storage.ring[warp], lane, runs,
-                                 args.qweight + warp_n * kTiles * 32 + lane, blocks);
-  ParameterStream<WBits, kTiles, kAffine> parameters(args, runs,
-                                                     warp_n * kTiles * 16 + 2 * (lane / 4));
+  const BlockRuns runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
+  WeightStream<WBits, C> weights(storage.ring[warp], lane, runs, args.qweight + lane, blocks);
+  ParameterStream<WBits, kTiles, kGeneral> parameters(args, runs, lane / 4 * 8);
+  const Slice x(args, slice, m0);
+  float* inbox = reinterpret_cast<float*>(slice + split.most() * kSteps / 2 * x.pair_bytes());
+  TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0);
   ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
 
-  const Slice x(slice, min(args.m - m0, C.tile_m));
-  float* x_sums = reinterpret_cast<float*>(slice + split.most() * kSteps / 2 * x.pair_bytes());
-  if constexpr (kAffine) {
+  float* x_sums = inbox + reduction.inbox_floats();
+  if constexpr (kGeneral) {
     x_sums += warp_k *
               decode_most_groups(split.most_of_part() * Layout::kBlockK, args.group_shift) *
               C.tile_m;
   }
-  DecodeAccumulator<WBits, T, C, kAffine> sums;
-  StripReduction<T, C> reduction(args, storage, split, m0);
+  DecodeAccumulator<WBits, T, C, kGeneral> sums;
   bool staged = false;
-  for (int strip = static_cast<int>(blockIdx.x) / split.cluster; strip < strips;
-       strip += static_cast<int>(gridDim.x) / split.cluster) {
+#pragma unroll 1
+  for (int column = first_column; column < columns; column += args.column_stride) {
     sums.clear();
+#pragma unroll 1
     for (int chunk = 0; chunk < split.chunks; ++chunk) {
-      const int first = split.part_begin(chunk, 0), last = split.part_begin(chunk, C.warps_k);
+      const int first = split.part_begin(chunk, 0), last = split.part_begin(chunk, split.warps);
       const int begin = split.part_begin(chunk, warp_k), end = split.part_begin(chunk, warp_k + 1);
 
       // x of the chunk; once and for all if there is only one.
       if (!staged || split.chunks > 1) {
         if (staged) __syncthreads();
-        x.stage(args, m0, first * Layout::kBlockK, (last - first) * Layout::kBlockK);
+        x.stage(args, m0, static_cast<unsigned>(first) * Layout::kBlockK,
+                static_cast<unsigned>(last - first) * Layout::kBlockK);
         __syncthreads();
-        if constexpr (kAffine) {
-          if (warp_n == 0) {
+        if constexpr (kGeneral) {
+          if (args.affine_zeros != nullptr && warp_n == 0) {
             x.sum_groups(args, begin * kSteps, end * kSteps, first * kSteps, x_sums, lane);
           }
           __syncthreads();
         }
         staged = true;
       }
-      if (begin == end) continue;
+      if (column + warp_n >= columns) continue;
 
       // Multiply.
       const float* group_sums = x_sums;
-      const auto begin_group = [&] {
-        sums.begin_group(parameters.take(), group_sums, lane);
-        if constexpr (kAffine) group_sums += C.tile_m;
-      };
-      begin_group();
       const unsigned char* pair = x.of_lane(lane) + (begin - first) * (kSteps / 2) * x.pair_bytes();
       int step = begin * kSteps;
 #pragma unroll 1
@@ -577,12 +640,12 @@ __device__ __forceinline__ void decode_strips(const ForwardArguments& args,
             static_for<2>([&]<int kHalf>() {
               constexpr int kStep = 2 * kPair + kHalf;
               if constexpr (kStep % kCheck == 0) {
-                if (starts_group(args, step) && step > begin * kSteps) {
-                  sums.end_group(args.scales_are_bf16);
-                  begin_group();
+                if (starts_group(args, step + kStep) || (kStep == 0 && step == begin * kSteps)) {
+                  sums.end_group(args);
+                  sums.begin_group(args, parameters.take(), group_sums, lane);
+                  group_sums += C.tile_m;
                 }
               }
-              ++step;
               std::uint32_t half[kTilesM][2];
 #pragma unroll
               for (int m = 0; m < kTilesM; ++m) {
@@ -592,6 +655,7 @@ __device__ __forceinline__ void decode_strips(const ForwardArguments& args,
               sums.template multiply<kStep>(words, half);
             });
           });
+          step += kSegment;
           if constexpr (kSegment < kSteps) {
 #pragma unroll
             for (int t = 0; t < kTiles; ++t) {
@@ -602,9 +666,9 @@ __device__ __forceinline__ void decode_strips(const ForwardArguments& args,
         }
         weights.refill();
       }
-      sums.end_group(args.scales_are_bf16);
+      sums.end_group(args);
     }
-    reduction.publish(sums.total, strip);
+    reduction.publish(sums.total, column);
   }
   reduction.finish();
   reduction.leave();
@@ -621,19 +685,18 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   // Look for the beginning of a group as seldom as the groups allow.
-  const auto run = [&]<bool kAffine>() {
-    if (KernelLayout<WBits>::kStepsPerBlock >= 4 && args.group_shift >= 6) {
-      decode_strips<WBits, T, C, WBits == 8 ? 2 : 4, kAffine>(args, storage, slice);
-    } else if (args.group_shift >= 5) {
-      decode_strips<WBits, T, C, 2, kAffine>(args, storage, slice);
+  constexpr int kSeldom = KernelLayout<WBits>::kStepsPerBlock < 4 ? 2 : 4;
+  const bool general = args.affine_zeros != nullptr || args.scales_are_bf16 != (T == DType::bf16);
+  if (args.group_shift >= (kSeldom == 4 ? 6 : 5)) {
+    if (general) {
+      decode_tiles<WBits, T, C, kSeldom, true>(args, storage, slice);
     } else {
-      decode_strips<WBits, T, C, 1, kAffine>(args, storage, slice);
+      decode_tiles<WBits, T, C, kSeldom, false>(args, storage, slice);
     }
-  };
-  if (args.affine_zeros != nullptr) {
-    run.template operator()<true>();
+  } else if (kSeldom == 4 && args.group_shift == 5) {
+    decode_tiles<WBits, T, C, 2, true>(args, storage, slice);
   } else {
-    run.template operator()<false>();
+    decode_tiles<WBits, T, C, 1, true>(args, storage, slice);
   }
 }
 

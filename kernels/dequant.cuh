@@ -101,14 +101,15 @@ struct Codes {
       return zero_of_raised(kMagic | static_cast<std::uint32_t>(z) * 0x00010001u);
     }
   }
-  /// For the h-th of two neighbouring ZeroCodes.
-  static __device__ __forceinline__ Zero zero_of_pair(std::uint32_t pair, int h) {
+  /// For the i-th of neighbouring ZeroCodes, packed in `words`.
+  static __device__ __forceinline__ Zero zero_of_stored(const std::uint32_t* words, int i) {
     if constexpr (kTwoNibbles) {
-      return zero(static_cast<int>(pair >> (16 * h) & 0xffffu));
+      return zero(static_cast<int>(words[i / 2] >> (16 * (i % 2)) & 0xffffu));
     } else if constexpr (WBits == 8) {
-      return zero_of_raised(kMagic | __byte_perm(pair, 0, h == 0 ? 0x1010 : 0x3232));
+      return zero_of_raised(kMagic | __byte_perm(words[i / 2], 0, i % 2 == 0 ? 0x1010 : 0x3232));
     } else {  // bytes: the code, then kMagic's upper byte
-      return zero_of_raised(__byte_perm(pair, kMagic >> 24, h == 0 ? 0x4040 : 0x4141));
+      return zero_of_raised(__byte_perm(words[i / 4], kMagic >> 24,
+                                        0x4040u + static_cast<unsigned>(i % 4) * 0x0101u));
     }
   }
 

@@ -72,13 +72,14 @@ struct KernelLayout {
   }
 };
 
-/// Scales and zeros lie [kernel group][n_padded], in an order in which channels c and c + 8 of a
-/// tile of 16, which share a lane, are neighbours: where channel n is, and the inverse.
+/// Scales and zeros lie [kernel group][n_padded]. In a strip of 64 channels those that share lanes
+/// of a fragment, n % 8, are neighbours, so that a lane's are one load: where channel n is, and the
+/// inverse.
 constexpr std::int64_t parameter_position(std::int64_t n) noexcept {
-  return n / 16 * 16 + n % 8 * 2 + n % 16 / 8;
+  return n / 64 * 64 + n % 8 * 8 + n % 64 / 8;
 }
 constexpr std::int64_t parameter_channel(std::int64_t position) noexcept {
-  return position / 16 * 16 + position % 2 * 8 + position % 16 / 2;
+  return position / 64 * 64 + position % 8 * 8 + position % 64 / 8;
 }
 
 /// How the kernels store an integer zero, 0 ... 2^bits.

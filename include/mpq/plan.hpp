@@ -38,11 +38,11 @@ constexpr const char* to_string(Isa isa) noexcept {
 struct KernelConfig {
   KernelFamily family = KernelFamily::decode;
   Isa isa = Isa::sm80;
-  int tile_n = 0;       ///< output channels of a CTA
+  int tile_n = 0;       ///< output channels of a CTA; decode: of a warp
   int tile_m = 0;       ///< batch rows of a CTA
   int warps_n = 1;      ///< warps side by side along N
   int warps_m = 1;      ///< along M
-  int warps_k = 1;      ///< along K, reduced in a fixed order
+  int warps_k = 1;      ///< along K, reduced in a fixed order; decode: the plan turns some to N
   int stages = 0;       ///< decode: blocks of weights in flight per warp; prefill: x stages
   int ctas_per_sm = 1;  ///< that registers leave room for
   constexpr int warps() const noexcept { return warps_n * warps_m * warps_k; }
@@ -53,10 +53,8 @@ struct KernelConfig {
 /// Every kernel there is. Order within a family: growing tile_m.
 inline constexpr std::array kKernelTable{
     KernelConfig{.tile_n = 64, .tile_m = 8, .warps_k = 8, .stages = 3, .ctas_per_sm = 2},
-    KernelConfig{
-        .tile_n = 64, .tile_m = 16, .warps_n = 2, .warps_k = 4, .stages = 4, .ctas_per_sm = 2},
-    KernelConfig{
-        .tile_n = 64, .tile_m = 32, .warps_n = 2, .warps_k = 4, .stages = 4, .ctas_per_sm = 1},
+    KernelConfig{.tile_n = 32, .tile_m = 16, .warps_k = 8, .stages = 4, .ctas_per_sm = 2},
+    KernelConfig{.tile_n = 32, .tile_m = 32, .warps_k = 8, .stages = 4, .ctas_per_sm = 1},
     KernelConfig{.family = KernelFamily::prefill,
                  .tile_n = 64,
                  .tile_m = 64,
@@ -80,13 +78,10 @@ struct KSplit {
   int warps, chunks, cluster, rank;
   int base, extra;  ///< blocks of a part; parts that have one more
 
-  constexpr KSplit(int blocks, int warps_, int chunks_, int cluster_, int rank_)
-      : warps(warps_),
-        chunks(chunks_),
-        cluster(cluster_),
-        rank(rank_),
-        base(blocks / (warps_ * chunks_ * cluster_)),
-        extra(blocks % (warps_ * chunks_ * cluster_)) {}
+  static constexpr KSplit of(int blocks, int warps, int chunks, int cluster, int rank = 0) {
+    const int parts = warps * chunks * cluster;
+    return {warps, chunks, cluster, rank, blocks / parts, blocks % parts};
+  }
 
   /// First block of a warp's part; of the next slice for warp == warps.
   constexpr int part_begin(int chunk, int warp) const {
@@ -100,13 +95,19 @@ struct KSplit {
 
 /// Shared memory of a decode kernel's CTA, bytes, without its slice of x.
 constexpr int decode_storage_bytes(const KernelConfig& config) noexcept {
-  return config.warps_k * config.stages * 2048 +
-         (config.warps_k + 2) * config.tile_m * (config.tile_n + 4) * 4;
+  return config.warps() *
+             (config.stages * config.tile_n * 32 + config.tile_m * (config.tile_n + 4) * 4) +
+         16;
 }
 /// Rows for which a decode kernel's slice of x has room: a power of two up to 8, or tile_m.
 constexpr int decode_row_slots(const KernelConfig& config, int rows) noexcept {
   if (config.tile_m > 8) return config.tile_m;
   return rows > 4 ? 8 : rows > 2 ? 4 : rows > 1 ? 2 : 1;
+}
+/// Floats of a decode kernel's two inboxes for the sums of its cluster.
+constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warps_n,
+                                  int cluster) noexcept {
+  return cluster == 1 ? 0 : 2 * decode_row_slots(config, rows) * config.tile_n * warps_n;
 }
 /// Groups of which a run of columns can have a part.
 constexpr int decode_most_groups(int columns, int group_shift) noexcept {
@@ -145,9 +146,10 @@ struct ForwardOptions {
   /// Row i of y has the same bits whatever the other rows hold and however many there are, up
   /// to 64.
   bool batch_invariant = false;
-  int kernel = -1;  ///< a row of kKernelTable to use, for tests and tuning; -1: the plan chooses
-  int cluster =
-      -1;  ///< CTAs that split K in a decode kernel, 1, 2, 4 or 8 (1 before 9.0), likewise
+  /// For tests and tuning; -1: the plan chooses.
+  int kernel = -1;   ///< a row of kKernelTable
+  int cluster = -1;  ///< decode: CTAs that split K, 1, 2, 4 or 8 (1 before 9.0)
+  int warps_n = -1;  ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
 };
 
 /// A decision, ready to launch.
@@ -155,6 +157,7 @@ struct Plan {
   int kernel = -1;  ///< row of kKernelTable; -1: nothing to do (m == 0)
   unsigned grid_n = 0, grid_m = 0;
   int cluster = 1;       ///< CTAs of a thread-block cluster, along grid_n
+  int warps_n = 1;       ///< decode: warps of a CTA side by side along N, the others split K
   int chunks = 1;        ///< KSplit::chunks
   int shared_bytes = 0;  ///< dynamic shared memory of a decode kernel's CTA
   bool gathers = false;

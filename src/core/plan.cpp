@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <limits>
 
 #include "mpq/error.hpp"
 #include "mpq/layout.hpp"
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second dimension
 constexpr std::array kClusters{1, 2, 4, 8};
+constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
 // kernels.
 constexpr std::int64_t kDecodeRows = 128;
@@ -48,8 +50,10 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
                                  const KSplit& split) {
   const int block = layout_block_k(problem.bits);
   const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m));
+  const int warps_n = config.warps() / split.warps;
   std::int64_t bytes = decode_storage_bytes(config) +
-                       std::int64_t{split.most()} * block * 2 * decode_row_slots(config, rows);
+                       std::int64_t{split.most()} * block * 2 * decode_row_slots(config, rows) +
+                       std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
   if (problem.zeros == ZeroKind::affine) {
     const int shift = std::min(
         31,
@@ -60,47 +64,56 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
   return bytes;
 }
 
-// Splits K for a decode kernel: the cluster whose estimated time is least. Cycles, from what an SM
-// reads when all do (bytes a cycle), and what a strip's exchange costs that nothing hides.
+// Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Cycles,
+// from what an SM reads when all do (bytes a cycle) and what a tile costs that nothing hides.
 void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
              Plan& plan) {
   constexpr double kBytesPerCycle = 20, kStagedBytesPerCycle = 32;
-  constexpr double kStripCycles = 300, kExchangeCycles = 150;
+  constexpr double kTileCycles = 600, kExchangeCycles = 300;
   const KernelConfig& config = plan.config();
-  const std::int64_t strips = problem.n_padded / config.tile_n;
+  const std::int64_t columns = problem.n_padded / config.tile_n;
   const int block = layout_block_k(problem.bits);
   const auto blocks = static_cast<int>(problem.k_padded / block);
   const auto rows = static_cast<double>(std::min<std::int64_t>(problem.m, config.tile_m));
-  double best = 0;
-  for (const int cluster : kClusters) {
-    if (options.cluster != -1 && cluster != options.cluster) continue;
-    if (cluster > 1 && !runs_sm90a_code(device)) continue;
-    int chunks = 1;
-    std::int64_t shared = 0;
-    const auto split = [&] { return KSplit(blocks, config.warps_k, chunks, cluster, 0); };
-    while ((shared = decode_shared_bytes(problem, config, split())) >
-           device.shared_bytes_per_block) {
-      ++chunks;
+  const double block_bytes = 32.0 * config.tile_n;
+  double best = std::numeric_limits<double>::infinity();
+  for (const int warps_n : kWarpsN) {
+    for (const int cluster : kClusters) {
+      if (options.cluster != -1 && cluster != options.cluster) continue;
+      if (options.warps_n != -1 && warps_n != options.warps_n) continue;
+      if (cluster > 1 && !runs_sm90a_code(device)) continue;
+      const int warps_k = config.warps() / warps_n;
+      int chunks = 1;
+      std::int64_t shared = 0;
+      const auto split = [&] { return KSplit::of(blocks, warps_k, chunks, cluster); };
+      while ((shared = decode_shared_bytes(problem, config, split())) >
+             device.shared_bytes_per_block) {
+        ++chunks;
+      }
+      // BlockRuns takes empty parts only where there is one chunk; more chunks have shorter parts.
+      if (chunks > 1 && split().base == 0) continue;
+      const std::int64_t resident = std::min<std::int64_t>(
+          config.ctas_per_sm,
+          (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));
+      const std::int64_t tiles = ceil_div(columns, warps_n);
+      const std::int64_t clusters =
+          std::clamp<std::int64_t>(device.sm_count * resident / cluster / plan.grid_m, 1, tiles);
+      const double per_sm =
+          std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
+      const auto rounds = static_cast<double>(ceil_div(tiles, clusters));
+      const double slice = warps_k * chunks * split().most_of_part();
+      const double read = slice * warps_n * block_bytes * per_sm / kBytesPerCycle;
+      const double staged = slice * block * 2 * rows * per_sm / kStagedBytesPerCycle;
+      const double cycles = rounds * (read + kTileCycles + (cluster > 1 ? kExchangeCycles : 0)) +
+                            staged * (chunks > 1 ? rounds : 1);
+      if (cycles >= best) continue;
+      best = cycles;
+      plan.cluster = cluster;
+      plan.warps_n = warps_n;
+      plan.chunks = chunks;
+      plan.shared_bytes = static_cast<int>(shared);
+      plan.grid_n = static_cast<unsigned>(clusters * cluster);
     }
-    const std::int64_t resident = std::min<std::int64_t>(
-        config.ctas_per_sm,
-        (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));
-    const std::int64_t clusters =
-        std::clamp<std::int64_t>(device.sm_count * resident / cluster / plan.grid_m, 1, strips);
-    const double per_sm =
-        std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
-    const auto rounds = static_cast<double>(ceil_div(strips, clusters));
-    const double slice = config.warps_k * chunks * split().most_of_part();
-    const double read = slice * 2048 * per_sm / kBytesPerCycle;
-    const double staged = slice * block * 2 * rows * per_sm / kStagedBytesPerCycle;
-    const double cycles = rounds * (read + kStripCycles + (cluster > 1 ? kExchangeCycles : 0)) +
-                          staged * (chunks > 1 ? rounds : 1);
-    if (plan.grid_n != 0 && cycles >= best) continue;
-    best = cycles;
-    plan.cluster = cluster;
-    plan.chunks = chunks;
-    plan.shared_bytes = static_cast<int>(shared);
-    plan.grid_n = static_cast<unsigned>(clusters * cluster);
   }
 }
 
@@ -116,6 +129,11 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
       std::find(kClusters.begin(), kClusters.end(), options.cluster) == kClusters.end()) {
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("plan: cluster is {}, it can be 1, 2, 4 or 8", options.cluster));
+  }
+  if (options.warps_n != -1 &&
+      std::find(kWarpsN.begin(), kWarpsN.end(), options.warps_n) == kWarpsN.end()) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: warps_n is {}, it can be 1, 2, 4 or 8", options.warps_n));
   }
   Plan result;
   if (problem.m == 0) return result;
@@ -155,6 +173,12 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
     }
     result.grid_m = static_cast<unsigned>(ceil_div(planned.m, config.tile_m));
     split_k(planned, device, options, result);
+    if (result.grid_n == 0) {
+      // So many warps along K would leave some without work: let the plan choose how many.
+      ForwardOptions relaxed = options;
+      relaxed.warps_n = -1;
+      split_k(planned, device, relaxed, result);
+    }
   } else {
     result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));
   }
@@ -172,6 +196,7 @@ std::string to_string(const Plan& plan) {
   if (plan.kernel == -1) return "nothing to do";
   std::string text =
       fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
+  if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
   if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
   if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
   if (plan.gathers) text += ", x gathered";

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <bit>
 #include <optional>
 
@@ -261,29 +262,38 @@ void CudaBackend::prepare(StreamRef stream) {
 
 kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Matrix& y,
                                                  const Plan& plan) const {
+  const auto split = KSplit::of(static_cast<int>(order_.k_padded) / layout_block_k(bits_),
+                                plan.config().warps() / plan.warps_n, plan.chunks, plan.cluster);
+  const auto log2 = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };
   const bool one_group = order_.group_columns >= order_.k_padded;
-  return {.x = x.data,
-          .ldx = x.ld,
-          .y = y.data,
-          .ldy = y.ld,
-          .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
-          .scales = parameters_.scales.data(),
-          .zeros = parameters_.narrow_zeros.empty()
-                       ? static_cast<const void*>(parameters_.zeros.data())
-                       : parameters_.narrow_zeros.data(),
-          .affine_zeros = parameters_.affine_zeros.data(),
-          .bias = parameters_.bias.data(),
-          .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
-          .m = static_cast<int>(x.rows),
-          .n = static_cast<int>(n()),
-          .k = static_cast<int>(k()),
-          .k_padded = static_cast<int>(order_.k_padded),
-          .n_padded = static_cast<int>(n_padded()),
-          .group_shift =
-              one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
-          .scales_are_bf16 = scale_dtype_ == DType::bf16,
-          .chunks = plan.chunks,
-          .cluster = plan.cluster};
+  return {
+      .x = x.data,
+      .ldx = x.ld,
+      .y = y.data,
+      .ldy = y.ld,
+      .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
+      .scales = parameters_.scales.data(),
+      .zeros = parameters_.narrow_zeros.empty() ? static_cast<const void*>(parameters_.zeros.data())
+                                                : parameters_.narrow_zeros.data(),
+      .affine_zeros = parameters_.affine_zeros.data(),
+      .bias = parameters_.bias.data(),
+      .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
+      .m = static_cast<int>(x.rows),
+      .n = static_cast<int>(n()),
+      .k = static_cast<int>(k()),
+      .k_padded = static_cast<int>(order_.k_padded),
+      .n_padded = static_cast<int>(n_padded()),
+      .group_shift =
+          one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
+      .scales_are_bf16 = scale_dtype_ == DType::bf16,
+      .chunks = plan.chunks,
+      .base = split.base,
+      .extra = split.extra,
+      .cluster_shift = log2(plan.cluster),
+      .warps_n_shift = log2(plan.warps_n),
+      .slots_shift = log2(decode_row_slots(
+          plan.config(), static_cast<int>(std::min<std::int64_t>(x.rows, plan.config().tile_m)))),
+      .column_stride = static_cast<int>(plan.grid_n) / plan.cluster * plan.warps_n};
 }
 
 void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,

@@ -29,7 +29,9 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
   const Reference all = reference_forward(weights, x_view);
 
   const auto check = [&](std::int64_t m, int kernel, int cluster = -1) {
-    RunSpec spec{.m = m, .options = {.kernel = kernel, .cluster = cluster}};
+    // All ways to split N and K, too.
+    const int warps_n = cluster == -1 ? -1 : 1 << (seed + static_cast<std::uint64_t>(cluster)) % 4;
+    RunSpec spec{.m = m, .options = {.kernel = kernel, .cluster = cluster, .warps_n = warps_n}};
     // Memory alternates between 16-byte aligned rows and rows with nothing aligned but the
     // elements.
     if ((seed + static_cast<std::uint64_t>(m)) % 2 == 0) {
@@ -107,11 +109,14 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
         for (const std::int64_t padding : {0, 1, 4}) {
           // Of the K-splitting kernels one after the other with every cluster.
           const int cluster = !splits_k(kernel) ? -1 : padding == 0 ? 2 : padding == 1 ? 1 : 8;
-          const auto y = run_linear(linear, x,
-                                    {.m = 9,
-                                     .x_padding = padding,
-                                     .y_padding = padding,
-                                     .options = {.kernel = kernel, .cluster = cluster}});
+          const auto y =
+              run_linear(linear, x,
+                         {.m = 9,
+                          .x_padding = padding,
+                          .y_padding = padding,
+                          .options = {.kernel = kernel,
+                                      .cluster = cluster,
+                                      .warps_n = cluster == -1 ? -1 : 1 << (padding % 3)}});
           const auto mismatch = find_mismatch(reference, view(y, dtype, 9, 70), true);
           if (mismatch) FAIL_CHECK("w" << bits << " kernel " << kernel << ": " << *mismatch);
         }

@@ -65,7 +65,7 @@ TEST_CASE("a cluster's slices cover K once, and fit shared memory") {
         int next = 0;
         for (int chunk = 0; chunk < chunks; ++chunk) {
           for (int rank = 0; rank < cluster; ++rank) {
-            const KSplit split(units, 4, chunks, cluster, rank);
+            const auto split = KSplit::of(units, 4, chunks, cluster, rank);
             CHECK(split.part_begin(chunk, 4) - split.part_begin(chunk, 0) <= split.most());
             for (int warp = 0; warp < 4; ++warp) {
               CHECK(split.part_begin(chunk, warp) == next);
@@ -78,6 +78,8 @@ TEST_CASE("a cluster's slices cover K once, and fit shared memory") {
       }
     }
   }
+  CHECK(refuses([] { plan(problem(1), kHopper, {.warps_n = 16}); }, ErrorCode::invalid_argument,
+                "16"));
   for (const std::int64_t k : {64, 4096, 28672, 1 << 20}) {
     for (const std::int64_t m : {1, 16, 32, 64}) {
       for (const auto zeros : {ZeroKind::integer, ZeroKind::affine}) {
