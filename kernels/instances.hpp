@@ -6,23 +6,33 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <cstddef>
 
 #include "arguments.hpp"
 #include "mpq/plan.hpp"
 
 namespace mpq::kernels {
 
+/// Where and how a kernel is launched.
+struct Launch {
+  unsigned grid_n = 1, grid_m = 1;
+  int cluster = 1;                  ///< along grid_n
+  int multicast = 1, clusters = 0;  ///< as in Plan, of the sm90a prefill kernels
+  std::size_t shared_bytes = 0;     ///< of kernels whose shared memory depends on the plan
+  bool programmatic = false;        ///< may start before its predecessor in the stream has ended
+  cudaStream_t stream = nullptr;
+};
+
 struct KernelEntry {
   /// Sets what the kernel needs on the current device (its shared memory), once.
   cudaError_t (*prepare)() = nullptr;
-  cudaError_t (*launch)(const ForwardArguments& args, unsigned grid_n, unsigned grid_m,
-                        cudaStream_t stream) = nullptr;
+  cudaError_t (*launch)(const ForwardArguments& args, const Launch& launch) = nullptr;
 };
 
-/// Entries of one family; null in other families' rows.
+/// Entries of one family and instruction set; null in other rows.
 using KernelEntries = std::array<KernelEntry, kKernelTable.size()>;
 
-template <KernelFamily Family, int WBits, DType T>
+template <KernelFamily Family, Isa Set, int WBits, DType T>
 const KernelEntries& kernel_entries();
 
 }  // namespace mpq::kernels

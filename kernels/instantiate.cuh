@@ -8,14 +8,15 @@
 
 namespace mpq::kernels {
 
-/// Fills the rows of `Family`; Kernel<Row> gives the function and its dynamic shared memory.
-template <KernelFamily Family, template <int> class Kernel>
+/// Fills the rows of `Family` and `Set`; Kernel<Row> gives the function and its dynamic shared
+/// memory.
+template <KernelFamily Family, Isa Set, template <int> class Kernel>
 constexpr KernelEntries make_kernel_entries() {
   KernelEntries entries{};
   [&]<std::size_t... I>(std::index_sequence<I...>) {
     (
         [&] {
-          if constexpr (kKernelTable[I].family == Family) {
+          if constexpr (kKernelTable[I].family == Family && kKernelTable[I].isa == Set) {
             entries[I] = {Kernel<static_cast<int>(I)>::prepare,
                           Kernel<static_cast<int>(I)>::launch};
           }

@@ -40,6 +40,7 @@ std::string to_string(Device device);
 /// What planning needs to know of a device; a plain value, so that plans are testable with no GPU.
 struct DeviceTraits {
   int compute_capability = 90;                      ///< 10 * major + minor
+  bool sm90a_code = true;                           ///< this build has machine code for sm_90a
   int sm_count = 132;                               ///< multiprocessors
   std::int64_t l2_bytes = 50 << 20;                 ///< L2 cache
   std::int64_t shared_bytes_per_block = 227 << 10;  ///< shared memory a block may opt in to

@@ -22,16 +22,28 @@ constexpr const char* to_string(KernelFamily family) noexcept {
   return family == KernelFamily::decode ? "decode" : "prefill";
 }
 
+/// The instructions that a kernel needs.
+enum class Isa : std::uint8_t {
+  sm80,   ///< mma.sync, cp.async: compute capability 8.0 and newer
+  sm90a,  ///< wgmma, clusters: exactly 9.0
+};
+
+/// "sm80" or "sm90a".
+constexpr const char* to_string(Isa isa) noexcept {
+  return isa == Isa::sm80 ? "sm80" : "sm90a";
+}
+
 /// One compiled kernel (for every width and activation type).
 struct KernelConfig {
   KernelFamily family = KernelFamily::decode;
+  Isa isa = Isa::sm80;
   int tile_n = 0;   ///< output channels of a CTA
   int tile_m = 0;   ///< batch rows of a CTA
   int warps_n = 1;  ///< warps side by side along N
   int warps_m = 1;  ///< along M
   int warps_k = 1;  ///< along K, reduced in a fixed order
-  int stages = 0;   ///< decode: blocks of weights in flight per warp; prefill: x stages
-  int min_compute_capability = 80;
+  int stages =
+      0;  ///< decode: blocks of weights in flight per warp; prefill: x stages of 64 columns
   constexpr int threads() const noexcept { return 32 * warps_n * warps_m * warps_k; }
   constexpr bool operator==(const KernelConfig&) const = default;
 };
@@ -56,8 +68,38 @@ inline constexpr std::array kKernelTable{
                  .warps_n = 4,
                  .warps_m = 2,
                  .stages = 4},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 64,
+                 .warps_n = 8,
+                 .stages = 6},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 128,
+                 .warps_n = 8,
+                 .stages = 7},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 128,
+                 .warps_n = 8,
+                 .stages = 5},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 256,
+                 .warps_n = 8,
+                 .stages = 5},
 };
 inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
+
+/// Whether the device, and this build, can run a kernel.
+constexpr bool runs_on(const KernelConfig& config, const DeviceTraits& device) noexcept {
+  return config.isa == Isa::sm90a ? device.compute_capability == 90 && device.sm90a_code
+                                  : device.compute_capability >= 80;
+}
 
 /// What is to be computed: y [m, n] = x [m, k] w^T.
 struct Problem {
@@ -71,12 +113,19 @@ struct Problem {
 /// What a caller may ask of one forward call.
 struct ForwardOptions {
   int kernel = -1;  ///< a row of kKernelTable to use, for tests and tuning; -1: the plan chooses
+  /// Of the sm90a prefill kernels: CTAs that share x (1 or 2) and slices of K (1 to 8), at most 8
+  /// CTAs in all, likewise.
+  int multicast = -1, split = -1;
 };
 
 /// A decision, ready to launch.
 struct Plan {
-  int kernel = -1;  ///< row of kKernelTable; -1: nothing to do (m == 0)
-  unsigned grid_n = 0, grid_m = 0;
+  int kernel = -1;                  ///< row of kKernelTable; -1: nothing to do (m == 0)
+  unsigned grid_n = 0, grid_m = 0;  ///< tiles
+  // The sm90a prefill kernels; else one CTA a tile.
+  int multicast = 1;  ///< CTAs of a cluster that share x
+  int split = 1;      ///< times slices of K
+  int clusters = 0;   ///< that walk over the tiles
   bool gathers = false;
   bool operator==(const Plan&) const = default;
   const KernelConfig& config() const { return kKernelTable[static_cast<std::size_t>(kernel)]; }
@@ -86,7 +135,7 @@ struct Plan {
 /// when the device or the grid limits rule it out.
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options = {});
 
-/// "decode 32x8 warps 1x1x8 stages 4", for instance.
+/// "decode sm80 32x8 warps 1x1x8 stages 4", for instance.
 std::string to_string(const KernelConfig& config);
 /// The kernel's text with the grid and whether x is gathered.
 std::string to_string(const Plan& plan);

@@ -61,6 +61,24 @@ __device__ __forceinline__ float ld_shared_cluster(const float* local, int rank)
 #endif
 }
 
+/// Four floats, likewise.
+__device__ __forceinline__ float4 ld_shared_cluster(const float4* local, int rank) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t remote;
+  float4 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(remote)
+               : "r"(shared_address(local)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(remote)
+               : "memory");
+  return v;
+#else
+  return *local;
+#endif
+}
+
 /// Lets the next kernel in the stream start, if it was launched to depend programmatically.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900

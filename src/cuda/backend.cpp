@@ -17,35 +17,34 @@
 namespace mpq::detail {
 namespace {
 
-template <KernelFamily Family, DType T>
+template <KernelFamily Family, Isa Set, DType T>
 const kernels::KernelEntries& entries_of(int bits) {
   switch (bits) {
     case 1:
-      return kernels::kernel_entries<Family, 1, T>();
+      return kernels::kernel_entries<Family, Set, 1, T>();
     case 2:
-      return kernels::kernel_entries<Family, 2, T>();
+      return kernels::kernel_entries<Family, Set, 2, T>();
     case 4:
-      return kernels::kernel_entries<Family, 4, T>();
+      return kernels::kernel_entries<Family, Set, 4, T>();
     default:
-      return kernels::kernel_entries<Family, 8, T>();
+      return kernels::kernel_entries<Family, Set, 8, T>();
   }
 }
 
-template <KernelFamily Family>
-const kernels::KernelEntries& entries_of(int bits, DType dtype) {
-  return dtype == DType::f16 ? entries_of<Family, DType::f16>(bits)
-                             : entries_of<Family, DType::bf16>(bits);
+template <KernelFamily Family, Isa Set>
+const kernels::KernelEntry& entry_of(std::size_t row, int bits, DType dtype) {
+  return (dtype == DType::f16 ? entries_of<Family, Set, DType::f16>(bits)
+                              : entries_of<Family, Set, DType::bf16>(bits))[row];
 }
 
 const kernels::KernelEntry& kernel_entry(int row, int bits, DType dtype) {
   const auto index = static_cast<std::size_t>(row);
-  switch (kKernelTable[index].family) {
-    case KernelFamily::decode:
-      return entries_of<KernelFamily::decode>(bits, dtype)[index];
-    case KernelFamily::prefill:
-      break;
+  const KernelConfig& config = kKernelTable[index];
+  if (config.family == KernelFamily::decode) {
+    return entry_of<KernelFamily::decode, Isa::sm80>(index, bits, dtype);
   }
-  return entries_of<KernelFamily::prefill>(bits, dtype)[index];
+  return config.isa == Isa::sm80 ? entry_of<KernelFamily::prefill, Isa::sm80>(index, bits, dtype)
+                                 : entry_of<KernelFamily::prefill, Isa::sm90a>(index, bits, dtype);
 }
 
 class CudaBackend final : public Backend {
@@ -205,8 +204,7 @@ void CudaBackend::check_values() const {
 void CudaBackend::prepare(StreamRef stream) {
   const CurrentDevice current(device_);
   for (int row = 0; row < kKernelCount; ++row) {
-    if (kKernelTable[static_cast<std::size_t>(row)].min_compute_capability <=
-        traits_.compute_capability) {
+    if (runs_on(kKernelTable[static_cast<std::size_t>(row)], traits_)) {
       check_cuda(kernel_entry(row, bits_, config_.dtype).prepare(), "cudaFuncSetAttribute");
     }
   }
@@ -274,7 +272,12 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
     args.k = args.k_padded;
   }
   check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype)
-                 .launch(args, chosen.grid_n, chosen.grid_m, stream.get()),
+                 .launch(args, {.grid_n = chosen.grid_n,
+                                .grid_m = chosen.grid_m,
+                                .cluster = chosen.multicast * chosen.split,
+                                .multicast = chosen.multicast,
+                                .clusters = chosen.clusters,
+                                .stream = stream.get()}),
              "forward kernel launch");
 }
 
