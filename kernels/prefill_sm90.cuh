@@ -6,8 +6,9 @@
 // A CTA is a producer warpgroup and two consumer warpgroups, each with half of the tile's channels
 // and all of its batch rows. K goes by in chunks of weights (KernelLayout::kAlignK columns, as many
 // as the smallest whole number of blocks and stages) and stages of x (64 columns); each has a ring
-// of its own in shared memory. A consumer turns half a stage of codes into fragments while the half
-// before it is being multiplied: two buffers of fragments, two groups of wgmma.
+// of its own in shared memory. A consumer turns a step (16 columns) of codes into fragments while
+// the two steps before it are multiplied, each a group of wgmma. (With three groups left in flight
+// ptxas 13.0 serialises them all, warning C7513.)
 //
 //   cluster  `multicast` CTAs side by side along N share x: each fetches a part for all; times
 //            `split` slices of K, whose sums are added through distributed shared memory in the
@@ -63,6 +64,7 @@ struct HopperPrefillShape {
   static constexpr int kPasses = C.tile_m / kPassRows;
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
+  static_assert(kStageSteps == 4);
   static_assert(C.threads() == 128 * kConsumers && C.warps_n == 4 * kConsumers);
   static_assert(kStrips % kConsumers == 0 && C.tile_m % kPassRows == 0 && C.tile_m <= 256);
 };
@@ -319,12 +321,19 @@ class PrefillConsumer {
       for (int s = 0; s < Shape::kStagesPerChunk; ++s) {
         const bool first = chunk == 0 && s == 0;
         const int slot = x_cursor_.slot;
-        multiply_half<0>(slot, !first);
-        ptx::wgmma_wait_group<1>();
-        release_x(previous, !first);
+        // Two groups are left in flight while the next one's fragments are made.
+        multiply_step<0>(slot, !first);
+        ptx::wgmma_wait_group<2>();
         dequantise<1>(s, false, k);
-        multiply_half<1>(slot, true);
-        ptx::wgmma_wait_group<1>();
+        multiply_step<1>(slot, true);
+        ptx::wgmma_wait_group<2>();
+        release_x(previous, !first);
+        dequantise<2>(s, false, k);
+        multiply_step<2>(slot, true);
+        ptx::wgmma_wait_group<2>();
+        dequantise<3>(s, false, k);
+        multiply_step<3>(slot, true);
+        ptx::wgmma_wait_group<2>();
         previous = slot;
         x_cursor_.advance();
         k += Shape::kStageK;
@@ -408,6 +417,16 @@ class PrefillConsumer {
   }
 
  private:
+  // Of one channel, in one group.
+  struct Parameters {
+    std::conditional_t<kGeneral, float, Pair<T>> scale;
+    float affine;
+    typename Codes<WBits, T>::Zero zero;
+  };
+  // Groups of 16 columns change from step to step; even and odd steps have a set each, so that no
+  // more branches are needed. Only kGeneral has such groups.
+  static constexpr int kSets = kGeneral ? 2 : 1;
+
   __device__ __forceinline__ void hold_sums() {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) ptx::hold(sums_[t]);
@@ -440,83 +459,82 @@ class PrefillConsumer {
     }
   }
 
-  // Half kHalf (two steps) of stage s of the chunk, at column k, from codes to fragments. `first`:
-  // the slice begins here, maybe inside a group.
-  template <int kHalf>
+  // Step kStep of stage s of the chunk, at column k, from codes to fragments. `first`: the slice
+  // begins here, maybe inside a group.
+  template <int kStep>
   __device__ __forceinline__ void dequantise(int s, bool first, std::uint32_t k) {
+    if constexpr (kStep == 0) {
+      if (first || (k & group_mask_) == 0) load_parameters<kStep>();
+    } else if constexpr (kStep == 2) {
+      if ((kStep * Layout::kStepK & group_mask_) == 0) load_parameters<kStep>();
+    }
+    const int chunk_step = s * Shape::kStageSteps + kStep;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int step = 2 * kHalf + i;
-      const std::uint32_t column = step * Layout::kStepK;
-      if (step == 0) {
-        if (first || (k & group_mask_) == 0) load_parameters(0);
-      } else if (kGeneral || i == 0) {  // groups of 16 columns are left to kGeneral
-        if ((column & group_mask_) == 0) load_parameters(column >> args_.group_shift);
-      }
-      const int chunk_step = s * Shape::kStageSteps + step;
+    for (int t = 0; t < kTiles; ++t) {
+      const uint4& words = words_[t][chunk_step / Layout::kStepsPerBlock];
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        const uint4& words = words_[t][chunk_step / Layout::kStepsPerBlock];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          fragments_[kHalf][i][t][e] =
-              weight_pair(word_of(words, e), chunk_step % Layout::kStepsPerBlock, t, e % 2);
-        }
+      for (int e = 0; e < 4; ++e) {
+        fragments_[kStep][t][e] = weight_pair<kStep % kSets>(
+            word_of(words, e), chunk_step % Layout::kStepsPerBlock, t, e % 2);
       }
     }
   }
 
-  // Of the group in row `row` of the stage's parameters.
-  __device__ __forceinline__ void load_parameters(int row) {
+  // Of the groups that step kStep and the one after it lie in.
+  template <int kStep>
+  __device__ __forceinline__ void load_parameters() {
     const auto& from = storage_.rings.parameters[x_cursor_.slot];
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int set = 0; set < kSets; ++set) {
+      const int row = (kStep + set) * Layout::kStepK >> args_.group_shift;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int at = (warpgroup_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4 + 8 * h;
-        const std::uint32_t scale = from.scales[row][at];
-        int zero = 1 << (WBits - 1);
-        if (args_.zeros != nullptr) zero = from.zeros[row][at];
-        if constexpr (kGeneral) {
-          scale_[t][h] = scale_to_float(static_cast<std::uint16_t>(scale), args_.scales_are_bf16);
-          affine_[t][h] = 0.f;
-          if (args_.affine_zeros != nullptr) affine_[t][h] = from.affine_zeros[row][at], zero = 0;
-        } else {
-          scale_[t][h] = bits_as<Pair<T>>(scale | scale << 16);
+      for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int at =
+              (warpgroup_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4 + 8 * h;
+          Parameters& to = parameters_[set][t][h];
+          const std::uint16_t scale = from.scales[row][at];
+          int zero = 1 << (WBits - 1);
+          if (args_.zeros != nullptr) zero = from.zeros[row][at];
+          if constexpr (kGeneral) {
+            to.scale = scale_to_float(scale, args_.scales_are_bf16);
+            to.affine = 0.f;
+            if (args_.affine_zeros != nullptr) to.affine = from.affine_zeros[row][at], zero = 0;
+          } else {
+            to.scale = bits_as<Pair<T>>(scale * 0x00010001u);
+          }
+          to.zero = Codes<WBits, T>::zero(zero);
         }
-        zero_[t][h] = Codes<WBits, T>::zero(zero);
       }
     }
   }
 
   // Two weights of one channel, rounded once to the activations' type.
+  template <int kSet>
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
-    const Pair<T> codes = Codes<WBits, T>::fragment(word, step, zero_[t][h]);
+    const Parameters& parameters = parameters_[kSet][t][h];
+    const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero);
     if constexpr (kGeneral) {
       const float2 wide = to_float2<T>(codes);
       return bits_as<std::uint32_t>(
-          round_to_pair<T>(__fmaf_rn(scale_[t][h], wide.x, affine_[t][h]),
-                           __fmaf_rn(scale_[t][h], wide.y, affine_[t][h])));
+          round_to_pair<T>(__fmaf_rn(parameters.scale, wide.x, parameters.affine),
+                           __fmaf_rn(parameters.scale, wide.y, parameters.affine)));
     } else {
-      return bits_as<std::uint32_t>(__hmul2(codes, scale_[t][h]));
+      return bits_as<std::uint32_t>(__hmul2(codes, parameters.scale));
     }
   }
 
-  // Starts the products of half a stage: one group of wgmma.
-  template <int kHalf>
-  __device__ __forceinline__ void multiply_half(int slot, bool accumulate) {
-    constexpr int kStageBytes = C.tile_m * Shape::kStageK * 2;
-    const std::uint64_t stage =
-        x_descriptor_ + static_cast<std::uint32_t>(slot) * (kStageBytes >> 4);
+  // Starts the products of a step: one group of wgmma.
+  template <int kStep>
+  __device__ __forceinline__ void multiply_step(int slot, bool accumulate) {
+    constexpr int kStageBytes = C.tile_m * Shape::kStageK * 2, kStepBytes = Layout::kStepK * 2;
+    const std::uint64_t x = x_descriptor_ + static_cast<std::uint32_t>(slot) * (kStageBytes >> 4) +
+                            kStep * (kStepBytes >> 4);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int step = 2 * kHalf + i;
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        ptx::wgmma_k16<T>(sums_[t], fragments_[kHalf][i][t], stage + 2 * step,
-                          step > 0 || accumulate);
-      }
+    for (int t = 0; t < kTiles; ++t) {
+      ptx::wgmma_k16<T>(sums_[t], fragments_[kStep][t], x, accumulate);
     }
     ptx::wgmma_commit_group();
   }
@@ -572,10 +590,8 @@ class PrefillConsumer {
   RingCursor<C.stages> x_cursor_;
   RingCursor<Shape::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
-  std::uint32_t fragments_[2][2][kTiles][4];  // [half of a stage][step]
-  std::conditional_t<kGeneral, float, Pair<T>> scale_[kTiles][2];
-  float affine_[kTiles][2];
-  typename Codes<WBits, T>::Zero zero_[kTiles][2];
+  std::uint32_t fragments_[Shape::kStageSteps][kTiles][4];
+  Parameters parameters_[kSets][kTiles][2];  // [set][strip][h]
   float sums_[kTiles][C.tile_m / 2] = {};
 };
 
@@ -599,6 +615,7 @@ template <int WBits, KernelConfig C, bool kGeneral, bool kXByTma>
 __device__ __forceinline__ void produce(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage) {
   PrefillProducer<WBits, C, kGeneral, kXByTma> producer(args, storage);
+  ptx::griddepcontrol_wait();  // x may be the predecessor's result
   for (TileWalk<WBits, C> tile(args); tile.valid(); tile.next()) {
     if (!kXByTma || threadIdx.x % 128 == 0) producer.load_tile(tile);
     __syncwarp();
@@ -615,6 +632,7 @@ template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage,
                                         int warpgroup) {
+  ptx::griddepcontrol_wait();  // the predecessor may still read y
   TileWalk<WBits, C> tile(args);
   PrefillConsumer<WBits, T, C, kGeneral> consumer(args, storage, warpgroup, tile);
   for (; tile.valid(); tile.next()) {
@@ -648,6 +666,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
   __syncwarp();
   ptx::barrier_cluster_arrive();
   ptx::barrier_cluster_wait();
+  ptx::griddepcontrol_launch_dependents();
 
   // 168 registers a thread at the launch.
   if (warpgroup == 0) {
