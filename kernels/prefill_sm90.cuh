@@ -3,20 +3,20 @@
 // dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b); x is
 // operand B, brought by TMA into swizzled shared memory.
 //
-// A CTA is a producer warpgroup and two consumer warpgroups, each with half of the tile's channels
-// and all of its batch rows. K goes by in chunks of weights (KernelLayout::kAlignK columns, as many
-// as the smallest whole number of blocks and stages) and stages of x (64 columns); each has a ring
-// of its own in shared memory. A consumer turns a step (16 columns) of codes into fragments while
-// the two steps before it are multiplied, each a group of wgmma. (With three groups left in flight
-// ptxas 13.0 serialises them all, warning C7513.)
+// A CTA is a producer warpgroup and two or three consumer warpgroups, each with its share of the
+// tile's channels and all of its batch rows. K goes by in chunks of weights (KernelLayout::kAlignK
+// columns, as many as the smallest whole number of blocks and stages) and stages of x (64 columns);
+// each has a ring of its own in shared memory. A consumer turns a step (16 columns) of codes into
+// fragments while the two steps before it are multiplied, each a group of wgmma. (With three groups
+// left in flight ptxas 13.0 serialises them all, warning C7513.)
 //
 //   cluster  `multicast` CTAs side by side along N share x: each fetches a part for all; times
 //            `split` slices of K, whose sums are added through distributed shared memory in the
 //            order of the slices
 //   grid     clusters walk over the tiles, batch tiles of a group first, so that a group's x stays
 //            in L2 while all of W passes
-//   stagger  the second consumer starts a little later: while one writes its part of y, the tensor
-//            cores belong to the other
+//   stagger  the first consumer starts a little earlier: while one writes its part of y, the tensor
+//            cores belong to another
 
 #include <cuda.h>
 #include <cuda_runtime.h>
@@ -56,7 +56,7 @@ struct HopperPrefillShape {
   static constexpr int kBlocksPerChunk = kChunkK / Layout::kBlockK;
   static constexpr int kWeightStages =
       (C.stages + kStagesPerChunk - 1) / kStagesPerChunk + (kStagesPerChunk > 1 ? 1 : 0);
-  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int kConsumers = C.warps_n / 4;  // warpgroups
   static constexpr int kThreads = 128 * (1 + kConsumers);
   static constexpr int kStrips = C.tile_n / Layout::kBlockN;  // of the CTA
   static constexpr int kTiles = kStrips / kConsumers;         // of 64 channels, per consumer
@@ -65,7 +65,11 @@ struct HopperPrefillShape {
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   static_assert(kStageSteps == 4);
-  static_assert(C.threads() == 128 * kConsumers && C.warps_n == 4 * kConsumers);
+  // Of a thread, when the warpgroups have their roles. A multiprocessor has 65536.
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 152;
+  static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
+  static_assert(C.threads() == 128 * kConsumers && (kConsumers == 2 || kConsumers == 3));
   static_assert(kStrips % kConsumers == 0 && C.tile_m % kPassRows == 0 && C.tile_m <= 256);
 };
 
@@ -668,16 +672,16 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
   ptx::barrier_cluster_wait();
   ptx::griddepcontrol_launch_dependents();
 
-  // 168 registers a thread at the launch.
+  using Shape = HopperPrefillShape<WBits, C>;
   if (warpgroup == 0) {
-    ptx::setmaxnreg_dec<40>();
+    ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
     if (args.x_by_tma) {
       produce<WBits, C, kGeneral, true>(args, storage);
     } else {
       produce<WBits, C, kGeneral, false>(args, storage);
     }
   } else {
-    ptx::setmaxnreg_inc<232>();
+    ptx::setmaxnreg_inc<Shape::kConsumerRegisters>();
     consume<WBits, T, C, kGeneral>(args, storage, warpgroup - 1);
   }
   // Neighbours may still arrive at barriers and read sums here.
