@@ -378,19 +378,7 @@ class PrefillConsumer {
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int pass = 0; pass < Shape::kPasses; ++pass) {
-        if (!owns(t, pass)) continue;
-#pragma unroll
-        for (int i = 0; i < Shape::kPassRows / 8; ++i) {
-          const int j = pass * (Shape::kPassRows / 8) + i;
-          float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-          for (int slice = 0; slice < cluster_.split; ++slice) {
-            const float4 part = ptx::ld_shared_cluster(&storage_.sums[warpgroup_][t][j][thread],
-                                                       slice * cluster_.multicast + member_);
-            total.x += part.x, total.y += part.y, total.z += part.z, total.w += part.w;
-          }
-          float* d = &sums_[t][4 * j];
-          d[0] = total.x, d[1] = total.y, d[2] = total.z, d[3] = total.w;
-        }
+        if (owns(t, pass)) add_slices(t, pass, thread);
       }
     }
   }
@@ -546,6 +534,29 @@ class PrefillConsumer {
   // Whether this CTA of the cluster writes pass `pass` of strip t.
   __device__ __forceinline__ bool owns(int t, int pass) const {
     return (t * Shape::kPasses + pass) % cluster_.split == slice_;
+  }
+
+  // The sums of one pass, from all slices in their order.
+  __device__ __forceinline__ void add_slices(int t, int pass, int thread) {
+    constexpr int kFragments = Shape::kPassRows / 8;
+    const auto& own = storage_.sums[warpgroup_][t];
+    float4 total[kFragments] = {};
+    // Reads of neighbours have a long way: as many in flight as there are registers for.
+    constexpr int kAhead = kTiles * C.tile_m < 256 ? 2 : 1;
+#pragma unroll kAhead
+    for (int slice = 0; slice < cluster_.split; ++slice) {
+      const int rank = slice * cluster_.multicast + member_;
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) {
+        const float4 part = ptx::ld_shared_cluster(&own[pass * kFragments + i][thread], rank);
+        total[i].x += part.x, total[i].y += part.y, total[i].z += part.z, total[i].w += part.w;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i) {
+      float* d = &sums_[t][4 * (pass * kFragments + i)];
+      d[0] = total[i].x, d[1] = total[i].y, d[2] = total[i].z, d[3] = total[i].w;
+    }
   }
 
   // Rounds rows [32 * pass, + 32) of strip t into shared memory.
