@@ -18,10 +18,11 @@ constexpr double kGraphUs = 50'000;  // and no more than this of any candidate
 constexpr std::uint64_t kWeightsSeed = 1, kInputSeed = 0x1'0000'0000'0000;
 
 // What the library is asked for. Every wish that a mode makes of a forward call goes here.
-ForwardOptions forward_options(const Options& options, Mode /*mode*/) {
-  ForwardOptions result;
-  result.kernel = options.kernel;
-  return result;
+ForwardOptions forward_options(const Options& options, Mode mode) {
+  return {.programmatic = mode == Mode::chained,
+          .batch_invariant = options.batch_invariant,
+          .kernel = options.kernel,
+          .cluster = options.cluster};
 }
 
 // Device bytes of one prepared copy, from above: padding, and statistics that the kernels' layout
@@ -30,11 +31,6 @@ std::size_t copy_bytes(const LayerSpec& spec) {
   const double statistics =
       16.0 * static_cast<double>(spec.groups()) * static_cast<double>(spec.shape.n);
   return static_cast<std::size_t>(1.1 * spec.packed_bytes() + statistics) + (std::size_t{4} << 20);
-}
-
-std::string kernel_name(const AnyLinear& linear, const Case& c, const Options& options) {
-  if (options.kernel == -1) return linear.describe(c.m);
-  return to_string(kKernelTable[static_cast<std::size_t>(options.kernel)]);
 }
 
 // Prefill kernels multiply weights rounded to 16 bits; decode kernels are exact.
@@ -138,7 +134,7 @@ void CaseRunner::measure(const Case& c, Row& row) {
   }
 
   // Verified first: nothing is known of the time of a wrong result.
-  row.kernel = kernel_name(copies_[0], c, options_);
+  row.kernel = copies_[0].describe(c.m, forward_options(options_, c.mode));
   scanner_.reset(1);
   poison(y_.data(), outputs, stream_);
   forward(0, c);

@@ -121,6 +121,10 @@ ParsedOptions parse_options(int argc, char** argv) {
                "also time pack_kernel_layout, load and prepare_params, for the first shape");
   app.add_option("--kernel", o.kernel, "force this row of the kernel table")
       ->check(CLI::Range(0, kKernelCount - 1));
+  app.add_option("--cluster", o.cluster, "force this many CTAs to split K (decode kernels)")
+      ->check(CLI::IsMember(std::vector<int>{1, 2, 4, 8}));
+  app.add_flag("--batch-invariant", o.batch_invariant,
+               "ask for rows that do not depend on the batch");
   app.add_option("--min-bytes", min_megabytes, "MB of weights to rotate through")
       ->check(CLI::Range(1.0, 100000.0))
       ->capture_default_str();

@@ -20,9 +20,11 @@ struct Options {
   std::vector<Mode> modes;
   bool act_order = false;
   bool bias = false;
-  bool host = false;     ///< also the throughput of pack, load and prepare_params
-  int kernel = -1;       ///< row of kKernelTable; -1: the plan chooses
-  double min_bytes = 0;  ///< weights that rotate, so that L2 is cold
+  bool host = false;             ///< also the throughput of pack, load and prepare_params
+  int kernel = -1;               ///< row of kKernelTable; -1: the plan chooses
+  int cluster = -1;              ///< ForwardOptions::cluster
+  bool batch_invariant = false;  ///< ForwardOptions::batch_invariant
+  double min_bytes = 0;          ///< weights that rotate, so that L2 is cold
   int repetitions = 5;
   std::string filter;  ///< regular expression on to_string(Case); empty: all
   std::string json;    ///< file to write; empty: none

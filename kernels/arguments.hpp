@@ -14,14 +14,16 @@ struct ForwardArguments {
   void* y;  ///< [m, n], row-major, 16-bit, leading dimension ldy
   std::int64_t ldy;
   const uint4* qweight;         ///< KernelLayout
-  const std::uint16_t* scales;  ///< [kernel groups, n_padded], f16 or bf16
-  const std::uint16_t* zeros;   ///< [kernel groups, n_padded]; null: symmetric or affine
-  const float* affine_zeros;    ///< [kernel groups, n_padded]; null: not affine
+  const std::uint16_t* scales;  ///< [kernel groups, n_padded] by parameter_position, f16 or bf16
+  const void* zeros;            ///< ZeroCode, the same order, rows zeros_stride apart; null: affine
+  const float* affine_zeros;    ///< the same shape and order; null: not affine
   const float* bias;            ///< [n] or null
+  int zeros_stride;             ///< n_padded, or 0 where all groups have the same (symmetric)
   int m, n, k;
   int k_padded, n_padded;
   int group_shift;       ///< log2 of a kernel group's columns; 31: one group
   bool scales_are_bf16;  ///< else f16, whatever the activations are
+  int chunks, cluster;   ///< of KSplit
 };
 
 }  // namespace mpq::kernels

@@ -75,31 +75,41 @@ __device__ __forceinline__ float2 to_float2(Pair<T> pair) {
 /// A code OR-ed into the mantissa of 1024 (f16, 10 mantissa bits) or 128 (bf16, 7) at bit p is that
 /// number plus 2^p times the code: one LOP3 and one multiply-add by 2^-p make q minus any small
 /// integer of a pair, with no rounding (|q - z| <= 256). Steps whose codes lie side by side in the
-/// mantissa share one shift of the word. 8-bit codes do not fit bf16's mantissa and go as two
-/// nibbles, each step of which is exact as well.
-template <int WBits, DType T>
+/// mantissa share one shift of the word, kMostPositions at most: each has its own zeros in
+/// registers. 8-bit codes do not fit bf16's mantissa and go as two nibbles, each step of which is
+/// exact too.
+template <int WBits, DType T, int kMostPositions = 2>
 struct Codes {
   static constexpr bool kTwoNibbles = WBits == 8 && T == DType::bf16;
   static constexpr int kMantissaBits = T == DType::f16 ? 10 : 7;
-  /// Steps that share a shift; more than two would only cost registers, for their own zeros.
-  static constexpr int kPositions = 2 * WBits <= kMantissaBits ? 2 : 1;
+  static constexpr int kPositions = kTwoNibbles                              ? 1
+                                    : kMantissaBits / WBits < kMostPositions ? kMantissaBits / WBits
+                                                                             : kMostPositions;
   static constexpr float kBase = T == DType::f16 ? 1024.f : 128.f;
+  static constexpr std::uint32_t kMagic = T == DType::f16 ? 0x64006400u : 0x43004300u;  // kBase
 
-  /// What fragment() adds, for steps of each position.
+  /// What fragment() subtracts from codes at position 0 and adds to those at the others.
   struct Zero {
-    Pair<T> addend[kPositions];
+    Pair<T> term[kPositions];
   };
 
   /// For an integer z in [0, 2^WBits].
   static __device__ __forceinline__ Zero zero(int z) {
-    Zero result;
-#pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-      const float base = kTwoNibbles ? 0.f : kBase / static_cast<float>(1 << (WBits * p));
-      const float value = -(base + static_cast<float>(z));
-      result.addend[p] = round_to_pair<T>(value, value);
+    if constexpr (kTwoNibbles) {
+      return {{round_to_pair<T>(static_cast<float>(z), static_cast<float>(z))}};
+    } else {
+      return zero_of_raised(kMagic | static_cast<std::uint32_t>(z) * 0x00010001u);
     }
-    return result;
+  }
+  /// For the h-th of two neighbouring ZeroCodes.
+  static __device__ __forceinline__ Zero zero_of_pair(std::uint32_t pair, int h) {
+    if constexpr (kTwoNibbles) {
+      return zero(static_cast<int>(pair >> (16 * h) & 0xffffu));
+    } else if constexpr (WBits == 8) {
+      return zero_of_raised(kMagic | __byte_perm(pair, 0, h == 0 ? 0x1010 : 0x3232));
+    } else {  // bytes: the code, then kMagic's upper byte
+      return zero_of_raised(__byte_perm(pair, kMagic >> 24, h == 0 ? 0x4040 : 0x4141));
+    }
   }
 
   /// The pair of k-step `step` in a layout word, each minus the zero.
@@ -111,19 +121,31 @@ struct Codes {
       const auto high = bits_as<Pair<T>>(ptx::lop3_and_or(codes >> 4, 0x000f000fu, 0x43004300u));
       const Pair<T> high16 =  // 16 * (128 + high) - 2048
           __hfma2(high, round_to_pair<T>(16.f, 16.f), round_to_pair<T>(-2048.f, -2048.f));
-      return __hadd2(__hadd2(high16, zero.addend[0]),
-                     __hadd2(low, round_to_pair<T>(-128.f, -128.f)));
+      return __hadd2(__hsub2(high16, zero.term[0]), __hadd2(low, round_to_pair<T>(-128.f, -128.f)));
     } else {
       constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
-      constexpr std::uint32_t kMagic = T == DType::f16 ? 0x64006400u : 0x43004300u;
       const int position = step % kPositions;
       const int shift = WBits * position;
       const auto raised = bits_as<Pair<T>>(
           ptx::lop3_and_or(word >> (WBits * step - shift), kMask << shift, kMagic));
-      if (position == 0) return __hadd2(raised, zero.addend[0]);
+      if (position == 0) return __hsub2(raised, zero.term[0]);
       const float unit = 1.f / static_cast<float>(1 << shift);
-      return __hfma2(raised, round_to_pair<T>(unit, unit), zero.addend[position]);
+      return __hfma2(raised, round_to_pair<T>(unit, unit), zero.term[position]);
     }
+  }
+
+ private:
+  // A pair of kBase + z, as bits.
+  static __device__ __forceinline__ Zero zero_of_raised(std::uint32_t bits) {
+    const auto raised = bits_as<Pair<T>>(bits);
+    Zero result;
+    result.term[0] = raised;
+#pragma unroll
+    for (int p = 1; p < kPositions; ++p) {  // (base - base / 2^p) - (base + z)
+      const float difference = kBase - kBase / static_cast<float>(1 << (WBits * p));
+      result.term[p] = __hsub2(round_to_pair<T>(difference, difference), raised);
+    }
+    return result;
   }
 };
 

@@ -24,8 +24,9 @@ struct Launch {
 };
 
 struct KernelEntry {
-  /// Sets what the kernel needs on the current device (its shared memory), once.
-  cudaError_t (*prepare)() = nullptr;
+  /// Lets the kernel have its shared memory on the current device, of which a CTA may take
+  /// most_shared_bytes; once.
+  cudaError_t (*prepare)(int most_shared_bytes) = nullptr;
   cudaError_t (*launch)(const ForwardArguments& args, const Launch& launch) = nullptr;
 };
 

@@ -15,6 +15,7 @@
 #include "group_parameters.cuh"
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"
+#include "ptx/cluster.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
 
@@ -92,7 +93,7 @@ class PrefillWarp {
   static constexpr int kStageK = PrefillStorage<C>::kStageK;
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
   /// Weights are fetched a round ahead: as many columns as a stage and a block have at least.
-  static constexpr int kRoundK = Layout::kAlignK;
+  static constexpr int kRoundK = Layout::kBlockK < kStageK ? kStageK : Layout::kBlockK;
   static constexpr int kStagesPerRound = kRoundK / kStageK;
   static constexpr int kBlocksPerRound = kRoundK / Layout::kBlockK;
   static_assert(kTilesM % 2 == 0 && Layout::kBlockN % kWarpN == 0);
@@ -215,7 +216,7 @@ class PrefillWarp {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         zero_[t][h] = current_.code_zero(args_, t, h);
-        const std::uint32_t scale = current_.scale[t][h];
+        const std::uint32_t scale = current_.tile[t].scale_bits(h);
         scale_[t][h] = bits_as<Pair<T>>(scale | scale << 16);
       }
     }
@@ -280,6 +281,9 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(),
   const int warp_index = static_cast<int>(threadIdx.x) / 32;
   const int warp_n = warp_index % C.warps_n * Warp::kWarpN;
   const int warp_m = warp_index / C.warps_n * Warp::kWarpM;
+
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
 
   // Fill the pipeline.
   const int stages = args.k_padded / Warp::kStageK;

@@ -79,10 +79,11 @@ struct HopperPrefillStorage {
   using Shape = HopperPrefillShape<WBits, C>;
   /// Groups that begin in a stage.
   static constexpr int kParameterRows = Shape::kStageK / (kGeneral ? 16 : 32);
+  /// In the order of parameter_position, like the memory that they come from.
   struct alignas(16) Parameters {
     std::uint16_t scales[kParameterRows][C.tile_n];
     union {
-      std::uint16_t zeros[kParameterRows][C.tile_n];
+      ZeroCode<WBits> zeros[kParameterRows][C.tile_n];
       float affine_zeros[kGeneral ? kParameterRows : 1][kGeneral ? C.tile_n : 1];
     };
   };
@@ -223,21 +224,23 @@ class PrefillProducer {
       const bool begins = first || (k0 & ((1u << shift) - 1u)) == 0u;
       const int rows = shift < 6 ? Shape::kStageK >> shift : begins ? 1 : 0;
       const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
-      const int zero_bytes = args.zeros != nullptr ? 2 : kGeneral && args.affine_zeros ? 4 : 0;
+      const int zero_bytes =
+          kGeneral && args.affine_zeros != nullptr ? 4 : static_cast<int>(sizeof(ZeroCode<WBits>));
       constexpr int kXBytes = kXByTma ? C.tile_m * Shape::kStageK * 2 : 0;
       ptx::mbarrier_arrive_expect_tx(full, kXBytes + rows * channels * (2 + zero_bytes));
       if constexpr (kXByTma) load_x(slot, tile, k0);
       auto& to = storage_.rings.parameters[slot];
       for (int row = 0; row < rows && channels != 0; ++row) {
-        const std::int64_t at =
-            static_cast<std::int64_t>((static_cast<std::uint32_t>(k0) >> shift) + row) *
-                args.n_padded +
-            tile.n0;
+        const std::int64_t group = (static_cast<std::uint32_t>(k0) >> shift) + row;
+        const std::int64_t at = group * args.n_padded + tile.n0;
         ptx::cp_async_bulk(to.scales[row], args.scales + at, 2 * channels, full);
-        if (zero_bytes == 2) {
-          ptx::cp_async_bulk(to.zeros[row], args.zeros + at, 2 * channels, full);
-        } else if (kGeneral && zero_bytes == 4) {
+        if (kGeneral && args.affine_zeros != nullptr) {
           ptx::cp_async_bulk(to.affine_zeros[row], args.affine_zeros + at, 4 * channels, full);
+        } else {
+          ptx::cp_async_bulk(
+              to.zeros[row],
+              static_cast<const ZeroCode<WBits>*>(args.zeros) + group * args.zeros_stride + tile.n0,
+              zero_bytes * channels, full);
         }
       }
     }
@@ -481,22 +484,28 @@ class PrefillConsumer {
       const int row = (kStep + set) * Layout::kStepK >> args_.group_shift;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
+        const int channel = (warpgroup_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
+        const auto at = static_cast<int>(parameter_position(channel));
+        const auto scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
+        using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
+        std::uint32_t zeros = 0;  // affine: codes are taken as they are
+        float2 affine{0.f, 0.f};
+        if (kGeneral && args_.affine_zeros != nullptr) {
+          affine = *reinterpret_cast<const float2*>(&from.affine_zeros[row][at]);
+        } else {
+          zeros = *reinterpret_cast<const ZeroPair*>(&from.zeros[row][at]);
+        }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int at =
-              (warpgroup_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4 + 8 * h;
           Parameters& to = parameters_[set][t][h];
-          const std::uint16_t scale = from.scales[row][at];
-          int zero = 1 << (WBits - 1);
-          if (args_.zeros != nullptr) zero = from.zeros[row][at];
+          const auto scale = static_cast<std::uint16_t>(scales >> (16 * h));
           if constexpr (kGeneral) {
             to.scale = scale_to_float(scale, args_.scales_are_bf16);
-            to.affine = 0.f;
-            if (args_.affine_zeros != nullptr) to.affine = from.affine_zeros[row][at], zero = 0;
+            to.affine = h == 0 ? affine.x : affine.y;
           } else {
             to.scale = bits_as<Pair<T>>(scale * 0x00010001u);
           }
-          to.zero = Codes<WBits, T>::zero(zero);
+          to.zero = Codes<WBits, T>::zero_of_pair(zeros, h);
         }
       }
     }

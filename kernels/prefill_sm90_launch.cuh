@@ -21,7 +21,7 @@ struct HopperPrefillLaunch {
       sizeof(HopperPrefillStorage<WBits, kConfig, kGeneral>);
   static_assert(kSharedBytes<false> <= 227 << 10 && kSharedBytes<true> <= 227 << 10);
 
-  static cudaError_t prepare() {
+  static cudaError_t prepare(int) {
     if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
     const cudaError_t status = allow_shared<false>();
     return status != cudaSuccess ? status : allow_shared<true>();

@@ -9,6 +9,7 @@
 #include "launch.cuh"
 #include "mpq/layout.hpp"
 #include "prepare.hpp"
+#include "ptx/cluster.cuh"
 
 namespace mpq::kernels {
 namespace {
@@ -166,14 +167,14 @@ __global__ void __launch_bounds__(Repack<WBits>::kThreads)
   }
 }
 
-template <class Value>
+template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
-    spread(const Value* __restrict__ in, std::int64_t n, const std::int32_t* __restrict__ group,
-           std::int64_t kernel_groups, std::int64_t n_padded, Value* __restrict__ out) {
+    spread(const In* __restrict__ in, std::int64_t n, const std::int32_t* __restrict__ group,
+           std::int64_t kernel_groups, std::int64_t n_padded, Out* __restrict__ out) {
   const std::int64_t i = thread_index();
   if (i >= kernel_groups * n_padded) return;
-  const std::int64_t from = group[i / n_padded], channel = i % n_padded;
-  out[i] = from >= 0 && channel < n ? in[from * n + channel] : Value{};
+  const std::int64_t from = group[i / n_padded], channel = parameter_channel(i % n_padded);
+  out[i] = from >= 0 && channel < n ? static_cast<Out>(in[from * n + channel]) : Out{};
 }
 
 // (code - zero) * scale in the layer's type: each operation rounded.
@@ -210,6 +211,8 @@ __global__ void __launch_bounds__(kThreads)
     gather(const std::uint16_t* __restrict__ x, std::int64_t ldx, std::int64_t m,
            const std::int32_t* __restrict__ source, std::int64_t k_padded,
            std::uint16_t* __restrict__ out) {
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
   const std::int64_t i = thread_index();
   if (i >= m * (k_padded / 8)) return;
   const std::int64_t row = i / (k_padded / 8), column = i % (k_padded / 8) * 8;
@@ -250,14 +253,6 @@ cudaError_t reduce_non_finite(const Value* values, Value exponent, std::int64_t 
                                    count, stream);
 }
 
-template <class Value>
-cudaError_t launch_spread(const Value* in, std::int64_t n, const std::int32_t* group,
-                          std::int64_t kernel_groups, std::int64_t n_padded, Value* out,
-                          cudaStream_t stream) {
-  return launch_kernel(spread<Value>, grid_for(kernel_groups * n_padded), kThreads, 0, stream, in,
-                       n, group, kernel_groups, n_padded, out);
-}
-
 template <int WBits, bool kPermuted>
 cudaError_t launch_repack_as(const CanonicalWords<WBits, kPermuted>& canonical,
                              std::int64_t k_padded, std::int64_t n_padded, std::uint32_t* out,
@@ -295,17 +290,19 @@ cudaError_t repack_codes(int bits, const std::uint32_t* canonical, std::int64_t 
   return launch(canonical, k, n, source, k_padded, n_padded, out, stream);
 }
 
-cudaError_t spread_groups(const std::uint16_t* in, std::int64_t n, const std::int32_t* group,
-                          std::int64_t kernel_groups, std::int64_t n_padded, std::uint16_t* out,
+template <class In, class Out>
+cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* group,
+                          std::int64_t kernel_groups, std::int64_t n_padded, Out* out,
                           cudaStream_t stream) {
-  return launch_spread(in, n, group, kernel_groups, n_padded, out, stream);
+  return launch_kernel(spread<In, Out>, grid_for(kernel_groups * n_padded), kThreads, 0, stream, in,
+                       n, group, kernel_groups, n_padded, out);
 }
-
-cudaError_t spread_groups(const float* in, std::int64_t n, const std::int32_t* group,
-                          std::int64_t kernel_groups, std::int64_t n_padded, float* out,
-                          cudaStream_t stream) {
-  return launch_spread(in, n, group, kernel_groups, n_padded, out, stream);
-}
+template cudaError_t spread_groups(const std::uint16_t*, std::int64_t, const std::int32_t*,
+                                   std::int64_t, std::int64_t, std::uint16_t*, cudaStream_t);
+template cudaError_t spread_groups(const std::uint16_t*, std::int64_t, const std::int32_t*,
+                                   std::int64_t, std::int64_t, std::uint8_t*, cudaStream_t);
+template cudaError_t spread_groups(const float*, std::int64_t, const std::int32_t*, std::int64_t,
+                                   std::int64_t, float*, cudaStream_t);
 
 cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,
                                   float* affine_zeros, cudaStream_t stream) {
@@ -317,8 +314,9 @@ cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std
 
 cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,
                            const std::int32_t* source, std::int64_t k_padded, std::uint16_t* out,
-                           cudaStream_t stream) {
-  return launch_kernel(gather, grid_for(m * (k_padded / 8)), kThreads, 0, stream, x, ldx, m, source,
+                           bool programmatic, cudaStream_t stream) {
+  return launch_kernel(gather, grid_for(m * (k_padded / 8)), kThreads, 0,
+                       Launch{.programmatic = programmatic, .stream = stream}, x, ldx, m, source,
                        k_padded, out);
 }
 

@@ -17,12 +17,11 @@ cudaError_t repack_codes(int bits, const std::uint32_t* canonical, std::int64_t 
                          const std::int32_t* source, std::int64_t k_padded, std::int64_t n_padded,
                          std::uint32_t* out, cudaStream_t stream);
 
-/// in [G, n] -> out [kernel_groups, n_padded]: row r is group[r] of in, or 0 where that is -1.
-cudaError_t spread_groups(const std::uint16_t* in, std::int64_t n, const std::int32_t* group,
-                          std::int64_t kernel_groups, std::int64_t n_padded, std::uint16_t* out,
-                          cudaStream_t stream);
-cudaError_t spread_groups(const float* in, std::int64_t n, const std::int32_t* group,
-                          std::int64_t kernel_groups, std::int64_t n_padded, float* out,
+/// in [G, n] -> out [kernel_groups, n_padded] in the order of parameter_position: row r is group[r]
+/// of in, or 0 where that is -1. For u16 to u16 or u8, and float to float.
+template <class In, class Out>
+cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* group,
+                          std::int64_t kernel_groups, std::int64_t n_padded, Out* out,
                           cudaStream_t stream);
 
 /// Double-quantised statistics on the device; see DoubleQuantized for shapes.
@@ -44,7 +43,7 @@ cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std
 /// out [m, k_padded]: column i is column source[i] of x [m, ...], or 0 where that is -1.
 cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,
                            const std::int32_t* source, std::int64_t k_padded, std::uint16_t* out,
-                           cudaStream_t stream);
+                           bool programmatic, cudaStream_t stream);
 
 /// *result = the index of the first value that is Inf or NaN, or count. With temporary null, only
 /// writes the bytes of temporary storage that it needs to temporary_bytes.

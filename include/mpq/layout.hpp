@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "mpq/types.hpp"
@@ -71,6 +72,23 @@ struct KernelLayout {
   }
 };
 
+/// Scales and zeros lie [kernel group][n_padded], in an order in which channels c and c + 8 of a
+/// tile of 16, which share a lane, are neighbours: where channel n is, and the inverse.
+constexpr std::int64_t parameter_position(std::int64_t n) noexcept {
+  return n / 16 * 16 + n % 8 * 2 + n % 16 / 8;
+}
+constexpr std::int64_t parameter_channel(std::int64_t position) noexcept {
+  return position / 16 * 16 + position % 2 * 8 + position % 16 / 2;
+}
+
+/// How the kernels store an integer zero, 0 ... 2^bits.
+template <int WBits>
+using ZeroCode = std::conditional_t<WBits == 8, std::uint16_t, std::uint8_t>;
+
+/// KernelLayout::kBlockK for a width known at run time.
+constexpr int layout_block_k(int bits) noexcept {
+  return 256 / bits;
+}
 /// kAlignK and kAlignN for a width known at run time.
 constexpr int layout_align_k(int bits) noexcept {
   return std::max(64, 256 / bits);

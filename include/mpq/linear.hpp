@@ -49,7 +49,7 @@ class LinearCore {
   std::size_t workspace_bytes(std::int64_t max_batch) const;
   void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                const ForwardOptions& options, StreamRef stream) const;
-  std::string describe(std::int64_t batch) const;
+  std::string describe(std::int64_t batch, const ForwardOptions& options) const;
 
   TensorView qweight() const;
   TensorView scales() const;
@@ -128,7 +128,9 @@ class Linear {
   }
 
   /// What forward would run for this batch, in words.
-  std::string describe(std::int64_t batch) const { return core_.describe(batch); }
+  std::string describe(std::int64_t batch, const ForwardOptions& options = {}) const {
+    return core_.describe(batch, options);
+  }
 
   /// What the layer owns: as loaded (WeightsData), or after prepare_params in the kernels' layout
   /// (KernelLayout). Empty where there is none.

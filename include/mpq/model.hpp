@@ -48,8 +48,8 @@ class AnyLinear {
                const ForwardOptions& options, StreamRef stream) const {
     std::visit([&](const auto& l) { l.forward(x, y, workspace, options, stream); }, linear_);
   }
-  std::string describe(std::int64_t batch) const {
-    return std::visit([&](const auto& l) { return l.describe(batch); }, linear_);
+  std::string describe(std::int64_t batch, const ForwardOptions& options = {}) const {
+    return std::visit([&](const auto& l) { return l.describe(batch, options); }, linear_);
   }
   TensorView qweight() const {
     return std::visit([](const auto& l) { return l.qweight(); }, linear_);

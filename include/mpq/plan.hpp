@@ -2,6 +2,7 @@
 // Which kernel runs, with what grid: a pure function of the problem and the device. The table here
 // is also what kernels/instances expands, so every row that can be chosen is compiled.
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -13,8 +14,8 @@
 namespace mpq {
 
 enum class KernelFamily : std::uint8_t {
-  decode,   ///< few batch rows: weights straight from memory to registers, K split over the warps
-  prefill,  ///< many batch rows: x staged in shared memory, weights dequantised to 16 bits
+  decode,   ///< few batch rows: as fast as the weights are read; codes enter the products exactly
+  prefill,  ///< many batch rows: weights dequantised to 16 bits
 };
 
 /// "decode" or "prefill".
@@ -37,31 +38,32 @@ constexpr const char* to_string(Isa isa) noexcept {
 struct KernelConfig {
   KernelFamily family = KernelFamily::decode;
   Isa isa = Isa::sm80;
-  int tile_n = 0;   ///< output channels of a CTA
-  int tile_m = 0;   ///< batch rows of a CTA
-  int warps_n = 1;  ///< warps side by side along N
-  int warps_m = 1;  ///< along M
-  int warps_k = 1;  ///< along K, reduced in a fixed order
-  int stages =
-      0;  ///< decode: blocks of weights in flight per warp; prefill: x stages of 64 columns
-  constexpr int threads() const noexcept { return 32 * warps_n * warps_m * warps_k; }
+  int tile_n = 0;       ///< output channels of a CTA
+  int tile_m = 0;       ///< batch rows of a CTA
+  int warps_n = 1;      ///< warps side by side along N
+  int warps_m = 1;      ///< along M
+  int warps_k = 1;      ///< along K, reduced in a fixed order
+  int stages = 0;       ///< decode: blocks of weights in flight per warp; prefill: x stages
+  int ctas_per_sm = 1;  ///< that registers leave room for
+  constexpr int warps() const noexcept { return warps_n * warps_m * warps_k; }
+  constexpr int threads() const noexcept { return 32 * warps(); }
   constexpr bool operator==(const KernelConfig&) const = default;
 };
 
 /// Every kernel there is. Order within a family: growing tile_m.
 inline constexpr std::array kKernelTable{
+    KernelConfig{.tile_n = 64, .tile_m = 8, .warps_k = 8, .stages = 3, .ctas_per_sm = 2},
     KernelConfig{
-        .family = KernelFamily::decode, .tile_n = 32, .tile_m = 8, .warps_k = 8, .stages = 3},
+        .tile_n = 64, .tile_m = 16, .warps_n = 2, .warps_k = 4, .stages = 4, .ctas_per_sm = 2},
     KernelConfig{
-        .family = KernelFamily::decode, .tile_n = 32, .tile_m = 16, .warps_k = 8, .stages = 4},
-    KernelConfig{
-        .family = KernelFamily::decode, .tile_n = 32, .tile_m = 32, .warps_k = 8, .stages = 2},
+        .tile_n = 64, .tile_m = 32, .warps_n = 2, .warps_k = 4, .stages = 4, .ctas_per_sm = 1},
     KernelConfig{.family = KernelFamily::prefill,
                  .tile_n = 64,
                  .tile_m = 64,
                  .warps_n = 2,
                  .warps_m = 2,
-                 .stages = 4},
+                 .stages = 4,
+                 .ctas_per_sm = 3},
     KernelConfig{.family = KernelFamily::prefill,
                  .tile_n = 128,
                  .tile_m = 128,
@@ -113,49 +115,106 @@ inline constexpr std::array kKernelTable{
 };
 inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 
-/// Whether the device, and this build, can run a kernel.
-constexpr bool runs_on(const KernelConfig& config, const DeviceTraits& device) noexcept {
-  return config.isa == Isa::sm90a ? device.compute_capability == 90 && device.sm90a_code
-                                  : device.compute_capability >= 80;
+/// How the decode kernels cut K, in blocks of the kernel layout: into chunks whose x fits shared
+/// memory (mostly one), a chunk into a slice for every CTA of a cluster, a slice into a part for
+/// each of the warps that share it. Parts differ by one block at most.
+struct KSplit {
+  int warps, chunks, cluster, rank;
+  int base, extra;  ///< blocks of a part; parts that have one more
+
+  constexpr KSplit(int blocks, int warps_, int chunks_, int cluster_, int rank_)
+      : warps(warps_),
+        chunks(chunks_),
+        cluster(cluster_),
+        rank(rank_),
+        base(blocks / (warps_ * chunks_ * cluster_)),
+        extra(blocks % (warps_ * chunks_ * cluster_)) {}
+
+  /// First block of a warp's part; of the next slice for warp == warps.
+  constexpr int part_begin(int chunk, int warp) const {
+    const int part = (chunk * cluster + rank) * warps + warp;
+    return part * base + (part < extra ? part : extra);
+  }
+  /// Blocks of the largest part, and of the largest slice.
+  constexpr int most_of_part() const { return base + (extra > 0 ? 1 : 0); }
+  constexpr int most() const { return warps * base + (extra < warps ? extra : warps); }
+};
+
+/// Shared memory of a decode kernel's CTA, bytes, without its slice of x.
+constexpr int decode_storage_bytes(const KernelConfig& config) noexcept {
+  return config.warps_k * config.stages * 2048 +
+         (config.warps_k + 2) * config.tile_m * (config.tile_n + 4) * 4;
+}
+/// Rows for which a decode kernel's slice of x has room: a power of two up to 8, or tile_m.
+constexpr int decode_row_slots(const KernelConfig& config, int rows) noexcept {
+  if (config.tile_m > 8) return config.tile_m;
+  return rows > 4 ? 8 : rows > 2 ? 4 : rows > 1 ? 2 : 1;
+}
+/// Groups of which a run of columns can have a part.
+constexpr int decode_most_groups(int columns, int group_shift) noexcept {
+  return (columns >> group_shift) + 2;
+}
+
+/// Whether the device runs this build's machine code for 9.0, with clusters, programmatic dependent
+/// launch and wgmma.
+constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
+  return device.compute_capability == 90 && device.sm90a_code;
+}
+/// Whether a kernel runs on a device.
+constexpr bool is_available(const KernelConfig& config, const DeviceTraits& device) noexcept {
+  return config.isa == Isa::sm90a ? runs_sm90a_code(device) : device.compute_capability >= 80;
 }
 
 /// What is to be computed: y [m, n] = x [m, k] w^T.
 struct Problem {
   int bits = 4;
   DType dtype = DType::f16;
+  ZeroKind zeros = ZeroKind::integer;
   std::int64_t m = 0, n = 0, k = 0;
   std::int64_t n_padded = 0, k_padded = 0;  ///< of the kernel layout
+  std::int64_t group_columns = 128;         ///< of a kernel group; k_padded when there is one
   bool gathers = false;                     ///< x is gathered into the workspace first
 };
 
 /// What a caller may ask of one forward call.
 struct ForwardOptions {
+  /// Programmatic dependent launch: the kernel may start while its predecessor in the stream still
+  /// runs, reads its weights ahead, and waits for the predecessor before it touches x, y or the
+  /// workspace. Any predecessor and successor will do, and graph capture keeps it. The caller's
+  /// part: nothing in the stream may be changing the layer's own parameters. No effect before
+  /// sm_90.
+  bool programmatic = false;
+  /// Row i of y has the same bits whatever the other rows hold and however many there are, up
+  /// to 64.
+  bool batch_invariant = false;
   int kernel = -1;  ///< a row of kKernelTable to use, for tests and tuning; -1: the plan chooses
-  /// Of the sm90a prefill kernels: CTAs that share x (1 or 2) and slices of K (1 to 8), at most 8
-  /// CTAs in all, likewise.
-  int multicast = -1, split = -1;
+  /// CTAs that split K, likewise: 1, 2, 4 or 8 (1 before 9.0; never more than K has chunks).
+  int cluster = -1;
+  int multicast = -1;  ///< CTAs that share x in an sm90a prefill kernel, 1 or 2, likewise
 };
 
 /// A decision, ready to launch.
 struct Plan {
   int kernel = -1;                  ///< row of kKernelTable; -1: nothing to do (m == 0)
-  unsigned grid_n = 0, grid_m = 0;  ///< tiles
-  // The sm90a prefill kernels; else one CTA a tile.
-  int multicast = 1;  ///< CTAs of a cluster that share x
-  int split = 1;      ///< times slices of K
-  int clusters = 0;   ///< that walk over the tiles
+  unsigned grid_n = 0, grid_m = 0;  ///< CTAs; of the sm90a prefill kernels, tiles
+  int cluster = 1;                  ///< CTAs of a thread-block cluster, along grid_n
+  int multicast = 1;                ///< of these, how many share x; the others split K
+  int clusters = 0;                 ///< of an sm90a prefill kernel, that walk over the tiles
+  int chunks = 1;                   ///< KSplit::chunks
+  int shared_bytes = 0;             ///< dynamic shared memory of a decode kernel's CTA
   bool gathers = false;
+  bool programmatic = false;
   bool operator==(const Plan&) const = default;
   const KernelConfig& config() const { return kKernelTable[static_cast<std::size_t>(kernel)]; }
 };
 
-/// Chooses. Throws Error(invalid_argument) when options.kernel names no row, and Error(unsupported)
-/// when the device or the grid limits rule it out.
+/// Chooses. Throws Error(invalid_argument) when an option names no row or no cluster, and
+/// Error(unsupported) when the device or the grid limits rule it out.
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options = {});
 
-/// "decode sm80 32x8 warps 1x1x8 stages 4", for instance.
+/// "decode sm80 64x8 warps 1x1x8 stages 3", for instance.
 std::string to_string(const KernelConfig& config);
-/// The kernel's text with the grid and whether x is gathered.
+/// The kernel's text with the grid, the cluster and whether x is gathered.
 std::string to_string(const Plan& plan);
 
 /// Bytes of workspace for up to max_m rows: the gathered x. Monotone in max_m.

@@ -8,28 +8,6 @@
 
 namespace mpq::kernels::ptx {
 
-/// Rank of this CTA in its cluster.
-__device__ __forceinline__ int cluster_ctarank() {
-#if __CUDA_ARCH__ >= 900
-  std::uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return static_cast<int>(rank);
-#else
-  return 0;
-#endif
-}
-
-/// CTAs in the cluster.
-__device__ __forceinline__ int cluster_nctarank() {
-#if __CUDA_ARCH__ >= 900
-  std::uint32_t count;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
-  return static_cast<int>(count);
-#else
-  return 1;
-#endif
-}
-
 /// Releases this thread's writes to shared memory to the cluster.
 __device__ __forceinline__ void barrier_cluster_arrive() {
 #if __CUDA_ARCH__ >= 900

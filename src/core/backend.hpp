@@ -23,7 +23,7 @@ class Backend {
   /// Arguments fit; x.rows >= 1.
   virtual void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                        const ForwardOptions& options, StreamRef stream) const = 0;
-  virtual std::string describe(std::int64_t batch) const = 0;
+  virtual std::string describe(std::int64_t batch, const ForwardOptions& options) const = 0;
 
   virtual TensorView qweight() const = 0;
   virtual TensorView scales() const = 0;

@@ -153,9 +153,9 @@ void LinearCore::forward(const ConstMatrix& x, const Matrix& y, const Workspace&
   backend.forward(x, y, workspace, options, stream);
 }
 
-std::string LinearCore::describe(std::int64_t batch) const {
+std::string LinearCore::describe(std::int64_t batch, const ForwardOptions& options) const {
   check_extent("describe: batch", batch, 0);
-  return backend("describe", State::loaded).describe(batch);
+  return backend("describe", State::loaded).describe(batch, options);
 }
 
 TensorView LinearCore::qweight() const {

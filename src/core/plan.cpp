@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -14,6 +16,11 @@ namespace mpq {
 namespace {
 
 constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second dimension
+constexpr std::array kClusters{1, 2, 4, 8};
+// Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
+// kernels.
+constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 32;
+constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
   return ceil_div(problem.n_padded, config.tile_n) * ceil_div(problem.m, config.tile_m);
@@ -104,7 +111,9 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
   for (int multicast = 1; multicast <= 2; ++multicast) {
     if (options.multicast != -1 && multicast != options.multicast) continue;
     for (int split = 1; split * multicast <= kMostClusterCtas && split <= chunks; ++split) {
-      if (options.split != -1 && split != std::min<std::int64_t>(options.split, chunks)) continue;
+      if (options.cluster != -1 && split != std::min<std::int64_t>(options.cluster, chunks)) {
+        continue;
+      }
       const ClusterShape cluster{multicast, split};
       const double cycles = estimate_cycles(config, cluster, problem, device);
       if (cycles < best.cycles) best = {cluster, cycles};
@@ -113,84 +122,162 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
   return best;
 }
 
-// ---- the choice ----
-
-// Decode: the smallest tile that takes all rows, so that weights are read once. Beyond decode, on
+// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, on
 // Hopper what the estimate says, elsewhere the largest prefill tile that still occupies most of the
 // device; the smallest if none does.
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  int chosen = -1;
+  int decode = -1, prefill = -1;
   double cycles = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (!runs_on(config, device)) continue;
+    if (!is_available(config, device)) continue;
     if (config.family == KernelFamily::decode) {
-      if (problem.m <= config.tile_m) return i;
+      if (decode == -1 || kKernelTable[static_cast<std::size_t>(decode)].tile_m < problem.m) {
+        decode = i;
+      }
     } else if (config.isa == Isa::sm90a) {
       const Candidate candidate = best_cluster(config, problem, device, options);
-      if (candidate.cycles < cycles) chosen = i, cycles = candidate.cycles;
-    } else if (chosen == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
-      chosen = i;
+      if (candidate.cycles < cycles) prefill = i, cycles = candidate.cycles;
+    } else if (prefill == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
+      prefill = i;
     }
   }
-  return chosen;
+  // Batch-invariant calls of one row count as many; they are few-row calls for all that.
+  const bool hopper = runs_sm90a_code(device) && !options.batch_invariant;
+  const std::int64_t decode_rows = hopper ? kDecodeRowsOnHopper : kDecodeRows;
+  return problem.m <= decode_rows ? decode : prefill;
 }
 
-void check_options(const ForwardOptions& options) {
-  if (options.kernel < -1 || options.kernel >= kKernelCount) {
-    throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: kernel is {}, the table has rows 0 to {}", options.kernel,
-                            kKernelCount - 1));
+// Shared memory of a decode kernel's CTA: its storage, its slice of x and, for affine zeros, the
+// sums of x over each warp's part of each group.
+std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& config,
+                                 const KSplit& split) {
+  const int block = layout_block_k(problem.bits);
+  const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m));
+  std::int64_t bytes = decode_storage_bytes(config) +
+                       std::int64_t{split.most()} * block * 2 * decode_row_slots(config, rows);
+  if (problem.zeros == ZeroKind::affine) {
+    const int shift = std::min(
+        31,
+        static_cast<int>(std::bit_width(static_cast<std::uint64_t>(problem.group_columns))) - 1);
+    bytes += std::int64_t{config.warps_k} * config.tile_m * 4 *
+             decode_most_groups(split.most_of_part() * block, shift);
   }
-  const auto in_range = [](int value, int most) {
-    return value == -1 || (value >= 1 && value <= most);
-  };
-  if (!in_range(options.multicast, 2) || !in_range(options.split, kMostClusterCtas) ||
-      options.multicast * options.split > kMostClusterCtas) {
-    throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: multicast {} x split {}, must be 1 or 2 and 1 to 8, 8 in all",
-                            options.multicast, options.split));
+  return bytes;
+}
+
+// Splits K for a decode kernel: the cluster whose estimated time is least. Cycles, from what an SM
+// reads when all do (bytes a cycle), and what a strip's exchange costs that nothing hides.
+void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+             Plan& plan) {
+  constexpr double kBytesPerCycle = 20, kStagedBytesPerCycle = 32;
+  constexpr double kStripCycles = 300, kExchangeCycles = 150;
+  const KernelConfig& config = plan.config();
+  const std::int64_t strips = problem.n_padded / config.tile_n;
+  const int block = layout_block_k(problem.bits);
+  const auto blocks = static_cast<int>(problem.k_padded / block);
+  const auto rows = static_cast<double>(std::min<std::int64_t>(problem.m, config.tile_m));
+  double best = 0;
+  for (const int cluster : kClusters) {
+    if (options.cluster != -1 && cluster != options.cluster) continue;
+    if (cluster > 1 && !runs_sm90a_code(device)) continue;
+    int chunks = 1;
+    std::int64_t shared = 0;
+    const auto split = [&] { return KSplit(blocks, config.warps_k, chunks, cluster, 0); };
+    while ((shared = decode_shared_bytes(problem, config, split())) >
+           device.shared_bytes_per_block) {
+      ++chunks;
+    }
+    const std::int64_t resident = std::min<std::int64_t>(
+        config.ctas_per_sm,
+        (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));
+    const std::int64_t clusters =
+        std::clamp<std::int64_t>(device.sm_count * resident / cluster / plan.grid_m, 1, strips);
+    const double per_sm =
+        std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
+    const auto rounds = static_cast<double>(ceil_div(strips, clusters));
+    const double slice = config.warps_k * chunks * split().most_of_part();
+    const double read = slice * 2048 * per_sm / kBytesPerCycle;
+    const double staged = slice * block * 2 * rows * per_sm / kStagedBytesPerCycle;
+    const double cycles = rounds * (read + kStripCycles + (cluster > 1 ? kExchangeCycles : 0)) +
+                          staged * (chunks > 1 ? rounds : 1);
+    if (plan.grid_n != 0 && cycles >= best) continue;
+    best = cycles;
+    plan.cluster = cluster;
+    plan.chunks = chunks;
+    plan.shared_bytes = static_cast<int>(shared);
+    plan.grid_n = static_cast<unsigned>(clusters * cluster);
   }
+}
+
+// Tiles and clusters of an sm90a prefill kernel.
+void plan_clusters(const Problem& problem, const DeviceTraits& device,
+                   const ForwardOptions& options, Plan& plan) {
+  const KernelConfig& config = plan.config();
+  const ClusterShape cluster = best_cluster(config, problem, device, options).cluster;
+  const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
+  if (tiles > std::numeric_limits<std::int32_t>::max()) {
+    throw Error(ErrorCode::unsupported,
+                fmt::format("plan: {} x {} outputs are more tiles of {} than 32 bits count",
+                            problem.m, problem.n, to_string(config)));
+  }
+  // Slices of K have nothing to overlap with the next tile: the hardware hands out their tiles.
+  const std::int64_t walkers =
+      cluster.split == 1 ? std::min(tiles, resident_clusters(device, cluster)) : tiles;
+  plan.cluster = cluster.ctas();
+  plan.multicast = cluster.multicast;
+  plan.clusters = static_cast<int>(walkers);
+  plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, config.tile_m));
+  plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
 }
 
 }  // namespace
 
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  check_options(options);
+  if (options.kernel < -1 || options.kernel >= kKernelCount) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: kernel is {}, the table has rows 0 to {}", options.kernel,
+                            kKernelCount - 1));
+  }
+  if (options.cluster != -1 &&
+      std::find(kClusters.begin(), kClusters.end(), options.cluster) == kClusters.end()) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: cluster is {}, it can be 1, 2, 4 or 8", options.cluster));
+  }
+  if (options.multicast != -1 && options.multicast != 1 && options.multicast != 2) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: multicast is {}, it can be 1 or 2", options.multicast));
+  }
+  if (options.multicast * options.cluster > kMostClusterCtas) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: multicast {} x cluster {} are more than {} CTAs",
+                            options.multicast, options.cluster, kMostClusterCtas));
+  }
   Plan result;
   if (problem.m == 0) return result;
-  result.kernel = options.kernel != -1 ? options.kernel : choose(problem, device, options);
-  if (result.kernel == -1) {
+  // What does not depend on the batch cannot make rows depend on it.
+  constexpr std::int64_t kInvariantRows = 64;
+  Problem planned = problem;
+  if (options.batch_invariant) planned.m = std::max(planned.m, kInvariantRows);
+
+  result.kernel = options.kernel != -1 ? options.kernel : choose(planned, device, options);
+  if (result.kernel == -1 || !is_available(result.config(), device)) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("plan: every kernel needs compute capability 80 or higher, the device "
-                            "has {}",
-                            device.compute_capability));
+                fmt::format("plan: {} needs {}, the device has compute capability {}{}",
+                            result.kernel == -1 ? "every kernel" : to_string(result.config()),
+                            result.kernel != -1 && result.config().isa == Isa::sm90a
+                                ? "compute capability 90 and a build for 90a"
+                                : "compute capability 80 or higher",
+                            device.compute_capability,
+                            device.sm90a_code ? "" : ", the build has no code for 90a"));
   }
   const KernelConfig& config = result.config();
-  if (!runs_on(config, device)) {
-    throw Error(
-        ErrorCode::unsupported,
-        fmt::format("plan: {} needs compute capability {}, the device has {} and the build {} "
-                    "sm_90a code",
-                    to_string(config), config.isa == Isa::sm90a ? "9.0" : "8.0 or higher",
-                    device.compute_capability, device.sm90a_code ? "has" : "lacks"));
-  }
   const std::int64_t grid_m = ceil_div(problem.m, config.tile_m);
+  result.gathers = problem.gathers;
+  // Kernels wait for their predecessor only in code for 9.0.
+  result.programmatic = options.programmatic && runs_sm90a_code(device);
   if (config.family == KernelFamily::prefill && config.isa == Isa::sm90a) {
-    const ClusterShape cluster = best_cluster(config, problem, device, options).cluster;
-    const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
-    if (tiles > std::numeric_limits<std::int32_t>::max()) {
-      throw Error(ErrorCode::unsupported,
-                  fmt::format("plan: {} x {} outputs are more tiles of {} than 32 bits count",
-                              problem.m, problem.n, to_string(config)));
-    }
-    result.multicast = cluster.multicast;
-    result.split = cluster.split;
-    result.clusters = static_cast<int>(
-        std::min(tiles, cluster.split == 1 ? resident_clusters(device, cluster) : tiles));
-    result.grid_n = static_cast<unsigned>(tiles / grid_m * cluster.multicast);
-    result.grid_m = static_cast<unsigned>(grid_m);
-    result.gathers = problem.gathers;
+    plan_clusters(planned, device, options, result);
     return result;
   }
   if (grid_m > kMaxGridM) {
@@ -198,9 +285,20 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                 fmt::format("plan: batch is {}, {} takes at most {} rows", problem.m,
                             to_string(config), kMaxGridM * config.tile_m));
   }
-  result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));
+  if (config.family == KernelFamily::decode) {
+    if (options.cluster > 1 && !runs_sm90a_code(device)) {
+      throw Error(
+          ErrorCode::unsupported,
+          fmt::format("plan: cluster is {}, which needs compute capability 90 and a build for "
+                      "90a; the device has {}",
+                      options.cluster, device.compute_capability));
+    }
+    result.grid_m = static_cast<unsigned>(ceil_div(planned.m, config.tile_m));
+    split_k(planned, device, options, result);
+  } else {
+    result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));
+  }
   result.grid_m = static_cast<unsigned>(grid_m);
-  result.gathers = problem.gathers;
   return result;
 }
 
@@ -212,12 +310,15 @@ std::string to_string(const KernelConfig& config) {
 
 std::string to_string(const Plan& plan) {
   if (plan.kernel == -1) return "nothing to do";
-  const std::string cluster =
-      plan.clusters == 0 ? ""
-                         : fmt::format(", {} clusters of {} sharing x times {} slices of K",
-                                       plan.clusters, plan.multicast, plan.split);
-  return fmt::format("{} grid {}x{}{}{}", to_string(plan.config()), plan.grid_n, plan.grid_m,
-                     cluster, plan.gathers ? ", x gathered" : "");
+  std::string text =
+      fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
+  if (plan.clusters > 0) text += fmt::format(" clusters {}", plan.clusters);
+  if (plan.multicast > 1) text += fmt::format(" multicast {}", plan.multicast);
+  if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
+  if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
+  if (plan.gathers) text += ", x gathered";
+  if (plan.programmatic) text += ", programmatic";
+  return text;
 }
 
 std::size_t workspace_bytes(const Problem& problem, std::int64_t max_m) {

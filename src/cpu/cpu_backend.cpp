@@ -96,7 +96,7 @@ class CpuBackend final : public Backend {
     }
   }
 
-  std::string describe(std::int64_t) const override {
+  std::string describe(std::int64_t, const ForwardOptions&) const override {
     const int threads = thread_count();
     return fmt::format("cpu {} {} thread{}", kernels_.name, threads, threads == 1 ? "" : "s");
   }

@@ -32,19 +32,20 @@ const kernels::KernelEntries& entries_of(int bits) {
 }
 
 template <KernelFamily Family, Isa Set>
-const kernels::KernelEntry& entry_of(std::size_t row, int bits, DType dtype) {
-  return (dtype == DType::f16 ? entries_of<Family, Set, DType::f16>(bits)
-                              : entries_of<Family, Set, DType::bf16>(bits))[row];
+const kernels::KernelEntries& entries_of(int bits, DType dtype) {
+  return dtype == DType::f16 ? entries_of<Family, Set, DType::f16>(bits)
+                             : entries_of<Family, Set, DType::bf16>(bits);
 }
 
 const kernels::KernelEntry& kernel_entry(int row, int bits, DType dtype) {
   const auto index = static_cast<std::size_t>(row);
   const KernelConfig& config = kKernelTable[index];
   if (config.family == KernelFamily::decode) {
-    return entry_of<KernelFamily::decode, Isa::sm80>(index, bits, dtype);
+    return entries_of<KernelFamily::decode, Isa::sm80>(bits, dtype)[index];
   }
-  return config.isa == Isa::sm80 ? entry_of<KernelFamily::prefill, Isa::sm80>(index, bits, dtype)
-                                 : entry_of<KernelFamily::prefill, Isa::sm90a>(index, bits, dtype);
+  return config.isa == Isa::sm80
+             ? entries_of<KernelFamily::prefill, Isa::sm80>(bits, dtype)[index]
+             : entries_of<KernelFamily::prefill, Isa::sm90a>(bits, dtype)[index];
 }
 
 class CudaBackend final : public Backend {
@@ -60,23 +61,26 @@ class CudaBackend final : public Backend {
   }
   void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                const ForwardOptions& options, StreamRef stream) const override;
-  std::string describe(std::int64_t batch) const override {
-    return to_string(plan(problem(batch), traits_));
+  std::string describe(std::int64_t batch, const ForwardOptions& options) const override {
+    return to_string(plan(problem(batch), traits_, options));
   }
 
   TensorView qweight() const override { return parameters_.qweight.view(); }
   TensorView scales() const override { return parameters_.scales.view(); }
   TensorView zeros() const override {
-    return parameters_.affine_zeros.empty() ? parameters_.zeros.view()
-                                            : parameters_.affine_zeros.view();
+    if (!parameters_.affine_zeros.empty()) return parameters_.affine_zeros.view();
+    if (!parameters_.narrow_zeros.empty()) return parameters_.narrow_zeros.view();
+    return parameters_.zeros.view();
   }
   TensorView bias() const override { return parameters_.bias.view(); }
 
  private:
-  // As loaded: WeightsData's shapes. Prepared: KernelLayout, [kernel groups, n_padded].
+  // As loaded: WeightsData's shapes. Prepared: KernelLayout, [kernel groups, n_padded]; integer
+  // zeros are then ZeroCodes, in zeros or narrow_zeros, one row of them where there were none.
   struct Parameters {
     DeviceArray<std::uint32_t> qweight;
     DeviceArray<std::uint16_t> scales, zeros;
+    DeviceArray<std::uint8_t> narrow_zeros;
     DeviceArray<float> affine_zeros, bias;
   };
   // Double-quantised statistics as loaded.
@@ -97,22 +101,26 @@ class CudaBackend final : public Backend {
   Problem problem(std::int64_t m) const {
     return {.bits = bits_,
             .dtype = config_.dtype,
+            .zeros = zero_kind_,
             .m = m,
             .n = n(),
             .k = k(),
             .n_padded = n_padded(),
             .k_padded = order_.k_padded,
+            .group_columns = order_.group_columns,
             .gathers = order_.gathers()};
   }
   void decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<float>& affine_zeros,
                   StreamRef stream) const;
-  kernels::ForwardArguments arguments(const ConstMatrix& x, const Matrix& y) const;
+  kernels::ForwardArguments arguments(const ConstMatrix& x, const Matrix& y,
+                                      const Plan& plan) const;
 
   int bits_;
   LinearConfig config_;
   Device device_;
   DeviceTraits traits_;
   DType scale_dtype_ = DType::f16;
+  ZeroKind zero_kind_ = ZeroKind::none;
   bool prepared_ = false;
   ColumnOrder order_;
   Parameters parameters_;
@@ -147,6 +155,7 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   }
   order_ = order_columns(bits_, k(), weights.group_size, weights.g_idx);
   scale_dtype_ = weights.dtype;
+  zero_kind_ = weights.zero_kind;
   source_ = {};
   parameters_ = std::move(loaded);
   compressed_ = std::move(compressed);
@@ -176,9 +185,11 @@ void CudaBackend::decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<flo
 void CudaBackend::check_values() const {
   const CurrentDevice current(device_);
   const auto refuse = [&](const char* what, std::int64_t index, std::int64_t columns) {
-    std::int64_t row = index / columns;
-    const std::int64_t column = index % columns;
-    if (prepared_ && columns == n_padded()) row = order_.group[static_cast<std::size_t>(row)];
+    std::int64_t row = index / columns, column = index % columns;
+    if (prepared_) {
+      row = order_.group[static_cast<std::size_t>(row)];
+      column = parameter_channel(column);
+    }
     throw Error(ErrorCode::invalid_weights,
                 fmt::format("{} of group {}, output channel {} is not finite", what, row, column));
   };
@@ -204,8 +215,10 @@ void CudaBackend::check_values() const {
 void CudaBackend::prepare(StreamRef stream) {
   const CurrentDevice current(device_);
   for (int row = 0; row < kKernelCount; ++row) {
-    if (runs_on(kKernelTable[static_cast<std::size_t>(row)], traits_)) {
-      check_cuda(kernel_entry(row, bits_, config_.dtype).prepare(), "cudaFuncSetAttribute");
+    if (is_available(kKernelTable[static_cast<std::size_t>(row)], traits_)) {
+      check_cuda(kernel_entry(row, bits_, config_.dtype)
+                     .prepare(static_cast<int>(traits_.shared_bytes_per_block)),
+                 "cudaFuncSetAttribute");
     }
   }
   if (compressed_) decompress(parameters_.scales, parameters_.affine_zeros, stream);
@@ -225,8 +238,21 @@ void CudaBackend::prepare(StreamRef stream) {
                "spread_groups");
   };
   spread(parameters_.scales, ready.scales);
-  spread(parameters_.zeros, ready.zeros);
   spread(parameters_.affine_zeros, ready.affine_zeros);
+  const auto middle = static_cast<std::uint16_t>(1u << (bits_ - 1));
+  const auto columns = static_cast<std::size_t>(n_padded());
+  if (bits_ < 8) {
+    spread(parameters_.zeros, ready.narrow_zeros);
+    if (zero_kind_ == ZeroKind::none) {
+      const std::vector row(columns, static_cast<std::uint8_t>(middle));
+      ready.narrow_zeros = upload(device_, row, 1, n_padded(), stream);
+    }
+  } else {
+    spread(parameters_.zeros, ready.zeros);
+    if (zero_kind_ == ZeroKind::none) {
+      ready.zeros = upload(device_, std::vector(columns, middle), 1, n_padded(), stream);
+    }
+  }
   // What was loaded is freed below: the kernels must have read it.
   check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   ready.bias = std::move(parameters_.bias);
@@ -236,7 +262,8 @@ void CudaBackend::prepare(StreamRef stream) {
   prepared_ = true;
 }
 
-kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Matrix& y) const {
+kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Matrix& y,
+                                                 const Plan& plan) const {
   const bool one_group = order_.group_columns >= order_.k_padded;
   return {.x = x.data,
           .ldx = x.ld,
@@ -244,9 +271,12 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           .ldy = y.ld,
           .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
           .scales = parameters_.scales.data(),
-          .zeros = parameters_.zeros.data(),
+          .zeros = parameters_.narrow_zeros.empty()
+                       ? static_cast<const void*>(parameters_.zeros.data())
+                       : parameters_.narrow_zeros.data(),
           .affine_zeros = parameters_.affine_zeros.data(),
           .bias = parameters_.bias.data(),
+          .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
           .m = static_cast<int>(x.rows),
           .n = static_cast<int>(n()),
           .k = static_cast<int>(k()),
@@ -254,30 +284,37 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           .n_padded = static_cast<int>(n_padded()),
           .group_shift =
               one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
-          .scales_are_bf16 = scale_dtype_ == DType::bf16};
+          .scales_are_bf16 = scale_dtype_ == DType::bf16,
+          .chunks = plan.chunks,
+          .cluster = plan.cluster};
 }
 
 void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                           const ForwardOptions& options, StreamRef stream) const {
   const CurrentDevice current(device_);
   const Plan chosen = plan(problem(x.rows), traits_, options);
-  kernels::ForwardArguments args = arguments(x, y);
+  kernels::ForwardArguments args = arguments(x, y, chosen);
+  kernels::Launch launch{.grid_n = chosen.grid_n,
+                         .grid_m = chosen.grid_m,
+                         .cluster = chosen.cluster,
+                         .multicast = chosen.multicast,
+                         .clusters = chosen.clusters,
+                         .shared_bytes = static_cast<std::size_t>(chosen.shared_bytes),
+                         .programmatic = chosen.programmatic,
+                         .stream = stream.get()};
   if (chosen.gathers) {
     auto* gathered = static_cast<std::uint16_t*>(workspace.data);
     check_cuda(kernels::gather_columns(static_cast<const std::uint16_t*>(x.data), x.ld, x.rows,
-                                       source_.data(), order_.k_padded, gathered, stream.get()),
+                                       source_.data(), order_.k_padded, gathered,
+                                       chosen.programmatic, stream.get()),
                "gather_columns");
     args.x = gathered;
     args.ldx = order_.k_padded;
     args.k = args.k_padded;
+    // The kernel waits for the gather in any case, so it may always start beside it.
+    launch.programmatic = runs_sm90a_code(traits_);
   }
-  check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype)
-                 .launch(args, {.grid_n = chosen.grid_n,
-                                .grid_m = chosen.grid_m,
-                                .cluster = chosen.multicast * chosen.split,
-                                .multicast = chosen.multicast,
-                                .clusters = chosen.clusters,
-                                .stream = stream.get()}),
+  check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype).launch(args, launch),
              "forward kernel launch");
 }
 

@@ -6,12 +6,6 @@
 namespace mpq::detail {
 namespace {
 
-#ifdef MPQ_SM90A_CODE
-constexpr bool kHasSm90aCode = true;
-#else
-constexpr bool kHasSm90aCode = false;
-#endif
-
 // cudaGetDevice fails with no driver at all, in words of its own; say it in ours.
 void require(Device device) {
   const int count = Device::cuda_count();
@@ -76,7 +70,7 @@ DeviceTraits cuda_traits(Device device) {
   return {
       .compute_capability = 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
                             attribute(device, cudaDevAttrComputeCapabilityMinor),
-      .sm90a_code = kHasSm90aCode,
+      .sm90a_code = MPQ_SM90A_CODE == 1,
       .sm_count = attribute(device, cudaDevAttrMultiProcessorCount),
       .l2_bytes = attribute(device, cudaDevAttrL2CacheSize),
       .shared_bytes_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin),

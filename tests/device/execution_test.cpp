@@ -2,7 +2,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <cmath>
 #include <thread>
+#include <vector>
 
 #include "cuda/cuda_error.hpp"
 #include "support/catch.hpp"
@@ -136,6 +139,104 @@ TEST_CASE("threads with streams of their own share a layer") {
   }
   CHECK(wrong_small == 0);
   CHECK(wrong_large == 0);
+}
+
+// x -> layer -> layer ... between two buffers, `depth` times.
+std::vector<std::uint16_t> run_chain(const std::vector<AnyLinear>& layers,
+                                     const std::vector<std::uint16_t>& input, std::int64_t m,
+                                     bool programmatic, bool captured) {
+  const std::int64_t width = layers[0].config().in_features;
+  const auto bytes = static_cast<std::size_t>(2 * m * width);
+  DeviceBuffer buffers[] = {{Device::cuda(), bytes}, {Device::cuda(), bytes}};
+  std::size_t workspace_bytes = 0;
+  for (const AnyLinear& layer : layers) {
+    workspace_bytes = std::max(workspace_bytes, layer.workspace_bytes(m));
+  }
+  const DeviceBuffer workspace(Device::cuda(), workspace_bytes);
+  const DeviceBuffer pristine = [&] {
+    DeviceBuffer buffer(Device::cuda(), bytes);
+    buffer.copy_from_host(input.data(), bytes);
+    return buffer;
+  }();
+  const Stream stream;
+  const auto enqueue = [&] {
+    // The predecessor of the first forward is a copy, which knows nothing of dependent launches.
+    detail::check_cuda(cudaMemcpyAsync(buffers[0].data(), pristine.data(), bytes,
+                                       cudaMemcpyDeviceToDevice, stream),
+                       "copy");
+    for (std::size_t i = 0; i < 24; ++i) {
+      layers[i % layers.size()].forward({buffers[i % 2].data(), DType::f16, m, width},
+                                        {buffers[1 - i % 2].data(), DType::f16, m, width},
+                                        workspace, {.programmatic = programmatic}, stream);
+    }
+  };
+  if (captured) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    detail::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin");
+    enqueue();
+    detail::check_cuda(cudaStreamEndCapture(stream, &graph), "end");
+    detail::check_cuda(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
+    for (int i = 0; i < 20; ++i) detail::check_cuda(cudaGraphLaunch(executable, stream), "launch");
+    detail::check_cuda(cudaStreamSynchronize(stream), "synchronize");
+    (void)cudaGraphExecDestroy(executable);
+    (void)cudaGraphDestroy(graph);
+  } else {
+    for (int i = 0; i < 20; ++i) enqueue();
+  }
+  std::vector<std::uint16_t> result(input.size());
+  buffers[0].copy_to_host(result.data(), bytes, 0, stream);
+  return result;
+}
+
+TEST_CASE("programmatic dependent launch changes no bit of a chain of layers") {
+  constexpr std::int64_t kWidth = 512;
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto act_order = GENERATE(false, true);
+  std::vector<AnyLinear> layers;
+  for (std::uint64_t seed = 0; seed < 3; ++seed) {
+    auto weights = random_weights({.bits = bits,
+                                   .k = kWidth,
+                                   .n = kWidth,
+                                   .group_size = 64,
+                                   .act_order = act_order,
+                                   .seed = 70 + seed});
+    // A layer's gain is about 1, of noise or of the mean (q - z is -1/2 in the mean), so that a
+    // long chain neither overflows nor dies out.
+    const double code_rms = (1 << bits) / std::sqrt(6.0);
+    const double gain = std::max(code_rms * std::sqrt(kWidth), 0.5 * kWidth);
+    auto& scales = data_of(weights).scales;
+    std::fill(scales.begin(), scales.end(), float_to_f16(static_cast<float>(1 / gain)));
+    layers.emplace_back(weights, Device::cuda(), DType::f16);
+    layers.back().prepare_params();
+  }
+  for (const std::int64_t m : {1, 8, 20, 64, 200}) {
+    const auto x = random_activations(m, kWidth, DType::f16, 90);
+    const auto expected = run_chain(layers, x, m, false, false);
+    const auto alive = std::count_if(expected.begin(), expected.end(), [](std::uint16_t y) {
+      return (y & 0x7fff) != 0 && (y & 0x7c00) != 0x7c00;
+    });
+    CHECK(alive > m * kWidth * 9 / 10);
+    INFO("w" << bits << " m " << m << " act-order " << act_order);
+    CHECK(run_chain(layers, x, m, true, false) == expected);
+    CHECK(run_chain(layers, x, m, true, true) == expected);
+  }
+}
+
+TEST_CASE("batch-invariant rows do not depend on the batch") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const AnyLinear linear = make_layer(bits, false, 9);
+  const auto x = random_activations(64, kK, DType::f16, 91);
+  const ForwardOptions options{.batch_invariant = true};
+  const auto all = run_linear(linear, x, {.m = 64, .options = options});
+  for (const std::int64_t m : {1, 2, 7, 8, 9, 16, 17, 32, 33, 63}) {
+    const auto y = run_linear(linear, x, {.m = m, .options = options});
+    CHECK(std::equal(y.begin(), y.end(), all.begin()));
+  }
+  // Alone, and in another row.
+  const std::vector<std::uint16_t> last(x.end() - kK, x.end());
+  const auto y = run_linear(linear, last, {.m = 1, .options = options});
+  CHECK(std::equal(y.begin(), y.end(), all.end() - kN));
 }
 
 TEST_CASE("the workspace is told in advance, and is monotone") {

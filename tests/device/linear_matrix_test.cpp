@@ -30,8 +30,8 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
   const ConstMatrix x_view = view(x, dtype, kBatches.back(), data.in_features);
   const Reference all = reference_forward(weights, x_view);
 
-  const auto check = [&](std::int64_t m, int kernel) {
-    RunSpec spec{.m = m, .options = {.kernel = kernel}};
+  const auto check = [&](std::int64_t m, int kernel, int cluster = -1) {
+    RunSpec spec{.m = m, .options = {.kernel = kernel, .cluster = cluster}};
     // Memory alternates between 16-byte aligned rows and rows with nothing aligned but the
     // elements.
     if ((seed + static_cast<std::uint64_t>(m)) % 2 == 0) {
@@ -45,12 +45,16 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
     reference.rows = m;
     const auto mismatch =
         find_mismatch(reference, view(y, dtype, m, data.out_features), /*weights_rounded=*/true);
-    if (mismatch) FAIL_CHECK("m " << m << " kernel " << kernel << ": " << *mismatch);
+    if (mismatch) {
+      FAIL_CHECK("m " << m << " kernel " << kernel << " cluster " << cluster << ": " << *mismatch);
+    }
   };
   for (const std::int64_t m : kBatches) check(m, -1);
-  for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+  for (const int kernel : usable_kernels()) {
     check(1, kernel);
     check(33, kernel);
+    if (!splits_k(kernel)) continue;
+    for (const int cluster : {1, 2, 4, 8}) check(7, kernel, cluster);
   }
 }
 
@@ -101,11 +105,15 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
       linear.prepare_params();
       const auto x = random_activations(9, 300, dtype, 5);
       const Reference reference = reference_forward(weights, view(x, dtype, 9, 300));
-      for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+      for (const int kernel : usable_kernels()) {
         for (const std::int64_t padding : {0, 1, 4}) {
-          const auto y = run_linear(
-              linear, x,
-              {.m = 9, .x_padding = padding, .y_padding = padding, .options = {.kernel = kernel}});
+          // Of the K-splitting kernels one after the other with every cluster.
+          const int cluster = !splits_k(kernel) ? -1 : padding == 0 ? 2 : padding == 1 ? 1 : 8;
+          const auto y = run_linear(linear, x,
+                                    {.m = 9,
+                                     .x_padding = padding,
+                                     .y_padding = padding,
+                                     .options = {.kernel = kernel, .cluster = cluster}});
           const auto mismatch = find_mismatch(reference, view(y, dtype, 9, 70), true);
           if (mismatch) FAIL_CHECK("w" << bits << " kernel " << kernel << ": " << *mismatch);
         }
@@ -114,11 +122,31 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
   }
 }
 
+TEST_CASE("forward is right where x does not fit shared memory") {
+  const auto bits = GENERATE(1, 4, 8);
+  const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
+  const auto weights =
+      random_weights({.bits = bits, .k = 80000, .n = 70, .zero_kind = zeros, .seed = 6});
+  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  linear.prepare_params();
+  const auto x = random_activations(40, 80000, DType::f16, 7);
+  const Reference all = reference_forward(weights, view(x, DType::f16, 40, 80000));
+  for (const int kernel : usable_kernels()) {
+    for (const std::int64_t m : {1, 40}) {
+      Reference reference = all;
+      reference.rows = m;
+      const auto y = run_linear(linear, x, {.m = m, .options = {.kernel = kernel}});
+      const auto mismatch = find_mismatch(reference, view(y, DType::f16, m, 70), true);
+      if (mismatch) FAIL_CHECK("w" << bits << " m " << m << " kernel " << kernel << *mismatch);
+    }
+  }
+}
+
 TEST_CASE("every cluster of the Hopper prefill kernels is right and gives the same bits") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto group_size = GENERATE(32, 128, -1);
   const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
-  if (traits_of(Device::cuda()).compute_capability != 90) return;
+  if (!runs_sm90a_code(traits_of(Device::cuda()))) return;
   constexpr std::int64_t kRows = 300, kK = 2100, kN = 600;
   const auto weights = random_weights({.bits = bits,
                                        .k = kK,
@@ -140,14 +168,15 @@ TEST_CASE("every cluster of the Hopper prefill kernels is right and gives the sa
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;
     for (const int multicast : {1, 2}) {
-      for (const int split : {1, 2, 3, 4}) {
+      for (const int split : {1, 2, 4}) {
         for (const std::int64_t padding : {4, 1}) {  // by TMA and not: 2104 and 2101 halves a row
           INFO(fmt::format("w{} group {} {} multicast {} split {} padding {}", bits, group_size,
                            to_string(config), multicast, split, padding));
-          const RunSpec spec{.m = kRows,
-                             .x_padding = padding,
-                             .y_padding = padding,
-                             .options = {.kernel = kernel, .multicast = multicast, .split = split}};
+          const RunSpec spec{
+              .m = kRows,
+              .x_padding = padding,
+              .y_padding = padding,
+              .options = {.kernel = kernel, .cluster = split, .multicast = multicast}};
           CHECK(run_linear(linear, x, spec) == expected);
         }
       }
@@ -158,7 +187,7 @@ TEST_CASE("every cluster of the Hopper prefill kernels is right and gives the sa
 // More tiles than multiprocessors, so that clusters walk: rings and phases go on from tile to tile.
 TEST_CASE("Hopper prefill kernels are right over several tiles a CTA") {
   const auto bits = GENERATE(1, 2, 4, 8);
-  if (traits_of(Device::cuda()).compute_capability != 90) return;
+  if (!runs_sm90a_code(traits_of(Device::cuda()))) return;
   constexpr std::int64_t kRows = 2500, kK = 700, kN = 3000;
   const auto weights = random_weights(
       {.bits = bits, .k = kK, .n = kN, .group_size = 64, .bias = true, .exact = true, .seed = 14});

@@ -55,7 +55,7 @@ TEST_CASE("one-hot rows read every weight back") {
         x[static_cast<std::size_t>(k * shape.k + k)] = from_float(1.f, dtype);
       }
       const AnyLinear linear = prepared(weights, dtype);
-      for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+      for (const int kernel : usable_kernels()) {
         INFO(fmt::format("w{} {} zeros {} group {} act-order {} K {} N {} {}", bits,
                          to_string(dtype), to_string(zeros), shape.group_size, act_order, shape.k,
                          shape.n, to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
@@ -92,7 +92,7 @@ TEST_CASE("integers add up exactly in every kernel") {
       // The prefill kernels round weights to the activations' type; of these integers only 8 bits
       // times a scale plus b do not fit bf16's 8 significant bits.
       const bool weights_fit = dtype == DType::f16 || bits < 8 || zeros != ZeroKind::affine;
-      for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+      for (const int kernel : usable_kernels()) {
         const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
         if (config.family == KernelFamily::prefill && !weights_fit) continue;
         INFO(fmt::format("w{} {} zeros {} group {} act-order {} K {} N {} {}", bits,

@@ -20,7 +20,9 @@ TEST_CASE("the plan covers every row and channel") {
     for (const std::int64_t n : {1, 63, 64, 65, 4096, 57344}) {
       for (int kernel = -1; kernel < kKernelCount; ++kernel) {
         const Plan chosen = plan(problem(m, n), kHopper, {.kernel = kernel});
-        CHECK(static_cast<std::int64_t>(chosen.grid_n) * chosen.config().tile_n >= n);
+        // The decode kernels walk over channels, whatever the grid.
+        const bool walks = chosen.config().family == KernelFamily::decode;
+        CHECK((walks || static_cast<std::int64_t>(chosen.grid_n) * chosen.config().tile_n >= n));
         CHECK(static_cast<std::int64_t>(chosen.grid_m) * chosen.config().tile_m >= m);
         if (kernel != -1) CHECK(chosen.kernel == kernel);
       }
@@ -42,7 +44,68 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
   const Plan ampere = plan(problem(4096), {.compute_capability = 80, .sm_count = 108});
   CHECK(ampere.config().isa == Isa::sm80);
   CHECK(ampere.config().tile_m == 128);
-  CHECK(plan(problem(64), {.compute_capability = 80}).config().tile_m == 64);
+}
+
+TEST_CASE("clusters and programmatic launch need Hopper's machine code") {
+  DeviceTraits ampere = kHopper;
+  ampere.compute_capability = 80;
+  ampere.shared_bytes_per_block = 99 << 10;
+  DeviceTraits without_code = kHopper;
+  without_code.sm90a_code = false;
+  for (const std::int64_t m : {1, 8, 20, 64, 500}) {
+    CHECK(plan(problem(m), ampere).cluster == 1);
+    CHECK(plan(problem(m), ampere).shared_bytes <= ampere.shared_bytes_per_block);
+    CHECK(plan(problem(m), without_code).cluster == 1);
+  }
+  CHECK(refuses([&] { plan(problem(1), ampere, {.cluster = 2}); }, ErrorCode::unsupported, "80"));
+  CHECK(plan(problem(1), kHopper, {.programmatic = true}).programmatic);
+  CHECK_FALSE(plan(problem(1), ampere, {.programmatic = true}).programmatic);
+  CHECK_FALSE(plan(problem(1), without_code, {.programmatic = true}).programmatic);
+}
+
+TEST_CASE("a cluster's slices cover K once, and fit shared memory") {
+  for (const int units : {1, 2, 7, 8, 64, 65, 224, 1000}) {
+    for (const int cluster : {1, 2, 4, 8}) {
+      for (const int chunks : {1, 3}) {
+        int next = 0;
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+          for (int rank = 0; rank < cluster; ++rank) {
+            const KSplit split(units, 4, chunks, cluster, rank);
+            CHECK(split.part_begin(chunk, 4) - split.part_begin(chunk, 0) <= split.most());
+            for (int warp = 0; warp < 4; ++warp) {
+              CHECK(split.part_begin(chunk, warp) == next);
+              next = split.part_begin(chunk, warp + 1);
+              CHECK(next - split.part_begin(chunk, warp) <= split.most_of_part());
+            }
+          }
+        }
+        CHECK(next == units);
+      }
+    }
+  }
+  for (const std::int64_t k : {64, 4096, 28672, 1 << 20}) {
+    for (const std::int64_t m : {1, 16, 32, 64}) {
+      for (const auto zeros : {ZeroKind::integer, ZeroKind::affine}) {
+        Problem wide = problem(m, 4096, k);
+        wide.zeros = zeros;
+        wide.group_columns = 16;
+        for (const int cluster : {-1, 1, 8}) {
+          const Plan chosen = plan(wide, kHopper, {.cluster = cluster});
+          CHECK(chosen.shared_bytes <= kHopper.shared_bytes_per_block);
+          CHECK(chosen.grid_n % static_cast<unsigned>(chosen.cluster) == 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a batch-invariant plan cuts K alike for all batches") {
+  const Plan first = plan(problem(1), kHopper, {.batch_invariant = true});
+  for (const std::int64_t m : {2, 8, 9, 31, 33, 64}) {
+    Plan other = plan(problem(m), kHopper, {.batch_invariant = true});
+    other.grid_m = first.grid_m;
+    CHECK(other == first);
+  }
 }
 
 TEST_CASE("Hopper's instructions are used on Hopper only, and only if they were compiled") {
@@ -67,32 +130,32 @@ TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
     for (const std::int64_t m : {1, 64, 200, 5000}) {
       for (const std::int64_t k : {64, 320, 8192}) {
         for (const int multicast : {-1, 1, 2}) {
-          for (const int split : {-1, 1, 3, 4}) {
+          for (const int split : {-1, 1, 2, 4}) {
             const Plan p = plan(problem(m, 1000, k), kHopper,
-                                {.kernel = kernel, .multicast = multicast, .split = split});
+                                {.kernel = kernel, .cluster = split, .multicast = multicast});
             CHECK(p.grid_n % static_cast<unsigned>(p.multicast) == 0);
-            CHECK(p.split <= k / 64);
-            CHECK(p.multicast * p.split <= 8);
+            const int slices = p.cluster / p.multicast;
+            CHECK(slices <= k / 64);
+            CHECK(p.cluster <= 8);
             CHECK(p.clusters >= 1);
             CHECK(static_cast<unsigned>(p.clusters * p.multicast) <= p.grid_n * p.grid_m);
             if (multicast != -1) CHECK(p.multicast == multicast);
-            if (split != -1) CHECK(p.split == std::min<std::int64_t>(split, k / 64));
+            if (split != -1) CHECK(slices == std::min<std::int64_t>(split, k / 64));
           }
         }
       }
     }
   }
   CHECK(refuses([] { plan(problem(64), kHopper, {.multicast = 3}); }, ErrorCode::invalid_argument,
-                "3"));
-  CHECK(
-      refuses([] { plan(problem(64), kHopper, {.split = 9}); }, ErrorCode::invalid_argument, "9"));
-  CHECK(refuses([] { plan(problem(64), kHopper, {.multicast = 2, .split = 5}); },
-                ErrorCode::invalid_argument, "2 x split 5"));
+                "multicast is 3"));
+  CHECK(refuses([] { plan(problem(64), kHopper, {.cluster = 8, .multicast = 2}); },
+                ErrorCode::invalid_argument, "2 x cluster 8"));
 }
 
 TEST_CASE("plans and kernels print themselves") {
   CHECK(to_string(plan(problem(0), kHopper)) == "nothing to do");
-  CHECK(to_string(plan(problem(1), kHopper)).starts_with("decode sm80 32x8 warps 1x1x8"));
+  CHECK(to_string(plan(problem(1), kHopper)).starts_with("decode sm80 64x8 warps 1x1x8"));
+  CHECK(to_string(plan(problem(1), kHopper, {.cluster = 4})).ends_with("cluster 4"));
   Problem gathered = problem(1);
   gathered.gathers = true;
   CHECK(to_string(plan(gathered, kHopper)).ends_with("x gathered"));
@@ -105,6 +168,8 @@ TEST_CASE("what cannot be planned is refused with the value and the limit") {
                 "-2"));
   CHECK(
       refuses([] { plan(problem(1), {.compute_capability = 75}); }, ErrorCode::unsupported, "75"));
+  CHECK(
+      refuses([] { plan(problem(1), kHopper, {.cluster = 3}); }, ErrorCode::invalid_argument, "3"));
   CHECK(refuses([] { plan(problem(70000 * 8), kHopper, {.kernel = 0}); }, ErrorCode::unsupported,
                 "560000"));
 }

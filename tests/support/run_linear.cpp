@@ -55,4 +55,18 @@ std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector
   return y;
 }
 
+std::vector<int> usable_kernels() {
+  const DeviceTraits device = traits_of(Device::cuda());
+  std::vector<int> rows;
+  for (int row = 0; row < kKernelCount; ++row) {
+    if (is_available(kKernelTable[static_cast<std::size_t>(row)], device)) rows.push_back(row);
+  }
+  return rows;
+}
+
+bool splits_k(int kernel) {
+  return kKernelTable[static_cast<std::size_t>(kernel)].family == KernelFamily::decode &&
+         runs_sm90a_code(traits_of(Device::cuda()));
+}
+
 }  // namespace mpq::test

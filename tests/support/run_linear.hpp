@@ -23,6 +23,11 @@ struct RunSpec {
 std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector<std::uint16_t>& x,
                                       const RunSpec& spec);
 
+/// Rows of kKernelTable that run on cuda:0 in this build.
+std::vector<int> usable_kernels();
+/// Whether a row takes ForwardOptions::cluster.
+bool splits_k(int kernel);
+
 /// x [rows, cols] as a view.
 inline ConstMatrix view(const std::vector<std::uint16_t>& values, DType dtype, std::int64_t rows,
                         std::int64_t cols) {
