@@ -186,6 +186,7 @@ class PrefillProducer {
   __device__ __forceinline__ void load_tile(const TileWalk<WBits, C>& tile) {
     for (int chunk = 0; chunk < tile.chunk_count; ++chunk) {
       load_weights(tile, tile.chunk_begin + chunk);
+#pragma unroll 1  // the producer has few registers
       for (int s = 0; s < Shape::kStagesPerChunk; ++s) {
         load_stage(tile, (tile.chunk_begin + chunk) * Shape::kChunkK + s * Shape::kStageK,
                    chunk + s == 0);
@@ -264,6 +265,7 @@ class PrefillProducer {
                                          int k0) const {
     const ForwardArguments& args = args_.forward;
     const int piece = thread_ % 8, column = k0 + 8 * piece;
+#pragma unroll 1
     for (int row = thread_ / 8; row < C.tile_m; row += 128 / 8) {
       const auto* source =
           static_cast<const std::uint16_t*>(args.x) + (m0 + row) * args.ldx + column;
