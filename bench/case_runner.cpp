@@ -22,7 +22,8 @@ ForwardOptions forward_options(const Options& options, Mode mode) {
   return {.programmatic = mode == Mode::chained,
           .batch_invariant = options.batch_invariant,
           .kernel = options.kernel,
-          .cluster = options.cluster};
+          .cluster = options.cluster,
+          .multicast = options.multicast};
 }
 
 // Device bytes of one prepared copy, from above: padding, and statistics that the kernels' layout

@@ -23,6 +23,7 @@ struct Options {
   bool host = false;             ///< also the throughput of pack, load and prepare_params
   int kernel = -1;               ///< row of kKernelTable; -1: the plan chooses
   int cluster = -1;              ///< ForwardOptions::cluster
+  int multicast = -1;            ///< ForwardOptions::multicast
   bool batch_invariant = false;  ///< ForwardOptions::batch_invariant
   double min_bytes = 0;          ///< weights that rotate, so that L2 is cold
   int repetitions = 5;
