@@ -23,7 +23,8 @@ ForwardOptions forward_options(const Options& options, Mode mode) {
           .batch_invariant = options.batch_invariant,
           .kernel = options.kernel,
           .cluster = options.cluster,
-          .warps_n = options.warps_n};
+          .warps_n = options.warps_n,
+          .multicast = options.multicast};
 }
 
 // Device bytes of one prepared copy, from above: padding, and statistics that the kernels' layout

@@ -121,10 +121,14 @@ ParsedOptions parse_options(int argc, char** argv) {
                "also time pack_kernel_layout, load and prepare_params, for the first shape");
   app.add_option("--kernel", o.kernel, "force this row of the kernel table")
       ->check(CLI::Range(0, kKernelCount - 1));
-  app.add_option("--cluster", o.cluster, "force this many CTAs to split K (decode kernels)")
+  app.add_option("--cluster", o.cluster,
+                 "force this many CTAs to split K (decode and sm90a prefill kernels)")
       ->check(CLI::IsMember(std::vector<int>{1, 2, 4, 8}));
   app.add_option("--warps-n", o.warps_n, "force this many warps side by side (decode kernels)")
       ->check(CLI::IsMember(std::vector<int>{1, 2, 4, 8}));
+  app.add_option("--multicast", o.multicast,
+                 "force this many CTAs to share x (sm90a prefill kernels)")
+      ->check(CLI::IsMember(std::vector<int>{1, 2}));
   app.add_flag("--batch-invariant", o.batch_invariant,
                "ask for rows that do not depend on the batch");
   app.add_option("--min-bytes", min_megabytes, "MB of weights to rotate through")

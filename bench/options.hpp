@@ -24,6 +24,7 @@ struct Options {
   int kernel = -1;               ///< row of kKernelTable; -1: the plan chooses
   int cluster = -1;              ///< ForwardOptions::cluster
   int warps_n = -1;              ///< ForwardOptions::warps_n
+  int multicast = -1;            ///< ForwardOptions::multicast
   bool batch_invariant = false;  ///< ForwardOptions::batch_invariant
   double min_bytes = 0;          ///< weights that rotate, so that L2 is cold
   int repetitions = 5;

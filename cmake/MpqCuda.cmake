@@ -72,7 +72,7 @@ endif()
 # mpq_kernel_instances(target): one translation unit per kernel family x bits x activation type, so that
 # cores build them in parallel and none takes minutes.
 function(mpq_kernel_instances target)
-  foreach(family decode prefill)
+  foreach(family decode prefill_sm80 prefill_sm90)
     foreach(bits 1 2 4 8)
       foreach(dtype f16 bf16)
         set(MPQ_INSTANCE_BITS ${bits})

@@ -28,6 +28,7 @@
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"
 #include "ptx/cluster.cuh"
+#include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
 
@@ -479,7 +480,7 @@ class TileReduction {
     std::uint64_t* arrived = &storage_.arrived[tiles_ & 1];
     float* inbox = inbox_ + (tiles_ & 1) * count_ + rank_ * part;
     if (!alone && threadIdx.x == 0) {
-      ptx::mbarrier_arrive_expect_tx(arrived, 4u * static_cast<unsigned>(count_));
+      ptx::mbarrier_arrive_expect_tx(arrived, 4 * count_);
     }
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count_; i += C.threads()) {

@@ -16,9 +16,10 @@ namespace mpq::kernels {
 /// Where and how a kernel is launched.
 struct Launch {
   unsigned grid_n = 1, grid_m = 1;
-  int cluster = 1;               ///< along grid_n
-  std::size_t shared_bytes = 0;  ///< of kernels whose shared memory depends on the plan
-  bool programmatic = false;     ///< may start before its predecessor in the stream has ended
+  int cluster = 1;                  ///< along grid_n
+  int multicast = 1, clusters = 0;  ///< as in Plan, of the sm90a prefill kernels
+  std::size_t shared_bytes = 0;     ///< of kernels whose shared memory depends on the plan
+  bool programmatic = false;        ///< may start before its predecessor in the stream has ended
   cudaStream_t stream = nullptr;
 };
 

@@ -24,28 +24,147 @@ __device__ __forceinline__ std::int64_t thread_index() {
   return static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }
 
-// One word of the kernel layout per thread.
+// Repacking. A block of the layout is 8 rows of canonical words and 64 channels, whatever the
+// width: a CTA brings a few blocks to shared memory in rows of 256 bytes and writes them as the
+// layout has them, a thread 16 bytes of each block.
 template <int WBits>
-__global__ void __launch_bounds__(kThreads)
-    repack(const std::uint32_t* __restrict__ canonical, std::int64_t k, std::int64_t n,
-           const std::int32_t* __restrict__ source, std::int64_t k_padded, std::int64_t n_padded,
-           std::uint32_t* __restrict__ out) {
+struct Repack {
   using Layout = KernelLayout<WBits>;
-  constexpr int kCodesPerWord = 32 / WBits;
-  const std::int64_t word = thread_index();
-  if (word >= Layout::words(k_padded, n_padded)) return;
-  std::uint32_t packed = 0;
-#pragma unroll
-  for (int i = 0; i < kCodesPerWord; ++i) {
-    const int shift = WBits * i;
-    const auto c = Layout::coordinate({word, shift}, k_padded);
-    const std::int64_t column = source != nullptr ? source[c.k] : c.k < k ? c.k : -1;
-    if (column < 0 || c.n >= n) continue;
-    const std::uint32_t from = canonical[column / kCodesPerWord * n + c.n];
-    const std::uint32_t code = from >> (WBits * (column % kCodesPerWord)) & ((1u << WBits) - 1);
-    packed |= code << shift;
+  static constexpr int kThreads = Layout::kWordsPerBlock / 4;
+  static constexpr int kBlocks = 4;  // of a CTA, along K: 16 loads in flight a thread
+  static constexpr int kCodesPerWord = 32 / WBits;
+  static constexpr int kRows = Layout::kBlockK / kCodesPerWord;  // of canonical words in a block
+  static constexpr int kPad = 8;  // 8-bit codes: lanes read 8 channels of two rows at a time
+  static_assert(kRows == 8);
+  using Tile = std::uint32_t[kBlocks * kRows][Layout::kBlockN + kPad];
+
+  // Channel and first column in the block of the codes of step s in word e of a thread; the second
+  // code is of the next column.
+  static constexpr int channel(int thread, int e) {
+    return thread / 32 * 16 + thread % 32 / 4 + 8 * (e % 2);
   }
-  out[word] = packed;
+  static constexpr int column(int thread, int e, int s) {
+    return Layout::kStepK * s + 8 * (e / 2) + 2 * (thread % 4);
+  }
+  static constexpr bool follows_layout() {
+    for (int thread = 0; thread < kThreads; ++thread) {
+      for (int e = 0; e < 4; ++e) {
+        for (int s = 0; s < Layout::kStepsPerBlock; ++s) {
+          for (int p = 0; p < 2; ++p) {
+            const auto c =
+                Layout::coordinate({4 * thread + e, WBits * s + 16 * p}, Layout::kBlockK);
+            if (c.n != channel(thread, e) || c.k != column(thread, e, s) + p) return false;
+          }
+        }
+      }
+    }
+    return true;
+  }
+
+  // Word e of a thread, of block b of the tile.
+  static __device__ __forceinline__ std::uint32_t word(const Tile& tile, int b, int thread, int e) {
+    constexpr std::uint32_t kMask = (1u << WBits) - 1;
+    const int lane_bit = 2 * (thread % 4) * WBits;
+    if constexpr (WBits == 1) {
+      // Two steps at a time: a row's pairs of steps 2r and 2r + 1 are 16 bits apart. Code by code
+      // this width would be bound by arithmetic.
+      std::uint32_t pairs = 0;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const std::uint32_t row = tile[b * kRows + r][channel(thread, e)];
+        pairs |= (row >> (lane_bit + 8 * (e / 2)) & 0x00030003u) << (2 * r);
+      }
+      const std::uint32_t even = pairs & 0xffffu, odd = pairs >> 16;  // steps
+      return (even & 0x5555u) | (odd & 0x5555u) << 1 | (even & 0xaaaau) << 15 |
+             (odd & 0xaaaau) << 16;
+    }
+    std::uint32_t result = 0;
+#pragma unroll
+    for (int s = 0; s < Layout::kStepsPerBlock; ++s) {
+      const int bit = (Layout::kStepK * s + 8 * (e / 2)) * WBits;
+      const std::uint32_t pair = tile[b * kRows + bit / 32 + lane_bit / 32][channel(thread, e)] >>
+                                 (lane_bit % 32) >> (bit % 32);
+      result |= ((pair & kMask) | (pair & kMask << WBits) << (16 - WBits)) << (WBits * s);
+    }
+    return result;
+  }
+};
+static_assert(Repack<1>::follows_layout() && Repack<2>::follows_layout() &&
+              Repack<4>::follows_layout() && Repack<8>::follows_layout());
+
+// Canonical words [ceil(k * WBits / 32), n] in the layout's order of columns.
+template <int WBits, bool kPermuted>
+struct CanonicalWords {
+  static constexpr int kCodesPerWord = 32 / WBits;
+  const std::uint32_t* __restrict__ words;
+  const std::int32_t* __restrict__ source;  // [k_padded], if kPermuted
+  int k, n;
+
+  // Of columns [row * kCodesPerWord, + kCodesPerWord); row is within the padding.
+  __device__ __forceinline__ std::uint32_t operator()(int row, int channel) const {
+    if constexpr (kPermuted) {
+      if (channel >= n) return 0;
+      std::uint32_t result = 0;
+#pragma unroll 8
+      for (int i = 0; i < kCodesPerWord; ++i) {
+        const std::int32_t column = __ldg(source + row * kCodesPerWord + i);
+        if (column < 0) continue;
+        const std::uint32_t from =
+            __ldg(words + static_cast<std::int64_t>(column / kCodesPerWord) * n + channel);
+        const std::uint32_t code = from >> (WBits * (column % kCodesPerWord));
+        result |= (code & ((1u << WBits) - 1)) << (WBits * i);
+      }
+      return result;
+    } else {
+      // No branches, so that a thread's loads can all be in flight.
+      const int last = (k - 1) / kCodesPerWord;
+      const std::uint32_t word =
+          __ldg(words + static_cast<std::int64_t>(min(row, last)) * n + min(channel, n - 1));
+      const int valid = k - row * kCodesPerWord;
+      const int absent = 32 - WBits * min(valid, kCodesPerWord);
+      return channel < n && valid > 0 ? word & 0xffffffffu >> (absent & 31) : 0u;
+    }
+  }
+};
+
+template <int WBits, bool kPermuted>
+__global__ void __launch_bounds__(Repack<WBits>::kThreads)
+    repack(const CanonicalWords<WBits, kPermuted> canonical, int blocks_k, int strips,
+           uint4* __restrict__ out) {
+  using Repack = Repack<WBits>;
+  using Layout = typename Repack::Layout;
+  __shared__ typename Repack::Tile tile;
+  const int strip = static_cast<int>(blockIdx.x) % strips;  // neighbours read neighbouring channels
+  const int first = static_cast<int>(blockIdx.x) / strips * Repack::kBlocks;
+  const int thread = static_cast<int>(threadIdx.x);
+
+  constexpr int kRowsPerPass = Repack::kThreads / Layout::kBlockN;
+  constexpr int kPasses = Repack::kBlocks * Repack::kRows / kRowsPerPass;
+  constexpr int kTogether = kPermuted ? 1 : kPasses;  // a permuted word is many loads by itself
+  const int column = thread % Layout::kBlockN;
+  for (int i0 = 0; i0 < kPasses; i0 += kTogether) {
+    std::uint32_t held[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int row = (i0 + i) * kRowsPerPass + thread / Layout::kBlockN;
+      // The last CTA's tile may end after the padding; what is read again there is not written.
+      const int from = min(first * Repack::kRows + row, blocks_k * Repack::kRows - 1);
+      held[i] = canonical(from, strip * Layout::kBlockN + column);
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      tile[(i0 + i) * kRowsPerPass + thread / Layout::kBlockN][column] = held[i];
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int b = 0; b < Repack::kBlocks; ++b) {
+    if (first + b >= blocks_k) break;
+    const std::int64_t block = static_cast<std::int64_t>(strip) * blocks_k + first + b;
+    out[block * Repack::kThreads + thread] =
+        make_uint4(Repack::word(tile, b, thread, 0), Repack::word(tile, b, thread, 1),
+                   Repack::word(tile, b, thread, 2), Repack::word(tile, b, thread, 3));
+  }
 }
 
 template <class In, class Out>
@@ -134,12 +253,29 @@ cudaError_t reduce_non_finite(const Value* values, Value exponent, std::int64_t 
                                    count, stream);
 }
 
+template <int WBits, bool kPermuted>
+cudaError_t launch_repack_as(const CanonicalWords<WBits, kPermuted>& canonical,
+                             std::int64_t k_padded, std::int64_t n_padded, std::uint32_t* out,
+                             cudaStream_t stream) {
+  using Layout = KernelLayout<WBits>;
+  const std::int64_t blocks_k = k_padded / Layout::kBlockK, strips = n_padded / Layout::kBlockN;
+  const std::int64_t ctas = strips * ceil_div(blocks_k, Repack<WBits>::kBlocks);
+  return launch_kernel(repack<WBits, kPermuted>, dim3(static_cast<unsigned>(ctas)),
+                       Repack<WBits>::kThreads, 0, stream, canonical, static_cast<int>(blocks_k),
+                       static_cast<int>(strips), reinterpret_cast<uint4*>(out));
+}
+
 template <int WBits>
 cudaError_t launch_repack(const std::uint32_t* canonical, std::int64_t k, std::int64_t n,
                           const std::int32_t* source, std::int64_t k_padded, std::int64_t n_padded,
                           std::uint32_t* out, cudaStream_t stream) {
-  return launch_kernel(repack<WBits>, grid_for(KernelLayout<WBits>::words(k_padded, n_padded)),
-                       kThreads, 0, stream, canonical, k, n, source, k_padded, n_padded, out);
+  const int columns = static_cast<int>(k), channels = static_cast<int>(n);
+  if (source != nullptr) {
+    return launch_repack_as<WBits, true>({canonical, source, columns, channels}, k_padded, n_padded,
+                                         out, stream);
+  }
+  return launch_repack_as<WBits, false>({canonical, source, columns, channels}, k_padded, n_padded,
+                                        out, stream);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ constexpr const char* to_string(KernelFamily family) noexcept {
 /// The instructions that a kernel needs.
 enum class Isa : std::uint8_t {
   sm80,   ///< mma.sync, cp.async: compute capability 8.0 and newer
-  sm90a,  ///< wgmma: exactly 9.0
+  sm90a,  ///< wgmma, clusters: exactly 9.0
 };
 
 /// "sm80" or "sm90a".
@@ -68,6 +68,48 @@ inline constexpr std::array kKernelTable{
                  .warps_n = 4,
                  .warps_m = 2,
                  .stages = 4},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 64,
+                 .warps_n = 8,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 64,
+                 .warps_n = 8,
+                 .stages = 6},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 96,
+                 .warps_n = 8,
+                 .stages = 6},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 128,
+                 .warps_n = 8,
+                 .stages = 7},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 192,
+                 .tile_m = 128,
+                 .warps_n = 12,
+                 .stages = 6},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 128,
+                 .warps_n = 8,
+                 .stages = 5},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 256,
+                 .warps_n = 8,
+                 .stages = 5},
 };
 inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 
@@ -147,16 +189,20 @@ struct ForwardOptions {
   /// to 64.
   bool batch_invariant = false;
   /// For tests and tuning; -1: the plan chooses.
-  int kernel = -1;   ///< a row of kKernelTable
-  int cluster = -1;  ///< decode: CTAs that split K, 1, 2, 4 or 8 (1 before 9.0)
-  int warps_n = -1;  ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
+  int kernel = -1;  ///< a row of kKernelTable
+  /// CTAs that split K: 1, 2, 4 or 8 (1 before 9.0; never more than K has chunks).
+  int cluster = -1;
+  int warps_n = -1;    ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
+  int multicast = -1;  ///< CTAs that share x in an sm90a prefill kernel, 1 or 2
 };
 
 /// A decision, ready to launch.
 struct Plan {
-  int kernel = -1;  ///< row of kKernelTable; -1: nothing to do (m == 0)
-  unsigned grid_n = 0, grid_m = 0;
-  int cluster = 1;       ///< CTAs of a thread-block cluster, along grid_n
+  int kernel = -1;                  ///< row of kKernelTable; -1: nothing to do (m == 0)
+  unsigned grid_n = 0, grid_m = 0;  ///< CTAs; of the sm90a prefill kernels, tiles
+  int cluster = 1;                  ///< CTAs of a thread-block cluster, along grid_n
+  int multicast = 1;                ///< of these, how many share x; the others split K
+  int clusters = 0;                 ///< of an sm90a prefill kernel, that walk over the tiles
   int warps_n = 1;       ///< decode: warps of a CTA side by side along N, the others split K
   int chunks = 1;        ///< KSplit::chunks
   int shared_bytes = 0;  ///< dynamic shared memory of a decode kernel's CTA

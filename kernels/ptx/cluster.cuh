@@ -8,6 +8,13 @@
 
 namespace mpq::kernels::ptx {
 
+/// Releases this thread's writes to shared memory to the cluster.
+__device__ __forceinline__ void barrier_cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
 /// Arrives at the cluster's barrier without ordering memory.
 __device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
@@ -19,41 +26,6 @@ __device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
 __device__ __forceinline__ void barrier_cluster_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-/// A barrier in shared memory that `count` arrivals complete a phase of, with all bytes expected.
-__device__ __forceinline__ void mbarrier_init(std::uint64_t* barrier, unsigned count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
-               : "memory");
-}
-
-/// Makes initialised mbarriers visible to the cluster that arrives after this.
-__device__ __forceinline__ void fence_mbarrier_init() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-
-/// Arrives and expects `bytes` more from asynchronous stores.
-__device__ __forceinline__ void mbarrier_arrive_expect_tx(std::uint64_t* barrier, unsigned bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
-#endif
-}
-
-/// Waits until the phase of the given parity is complete, and acquires what it waited for.
-__device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, unsigned parity) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
 #endif
 }
 
@@ -70,6 +42,24 @@ __device__ __forceinline__ void st_async(float* local, float value, std::uint64_
           shared_address(local)),
       "r"(__float_as_uint(value)), "r"(shared_address(barrier)), "r"(rank)
       : "memory");
+#endif
+}
+
+/// Four floats, likewise.
+__device__ __forceinline__ float4 ld_shared_cluster(const float4* local, int rank) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t remote;
+  float4 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(remote)
+               : "r"(shared_address(local)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(remote)
+               : "memory");
+  return v;
+#else
+  return *local;
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 #include "mpq/error.hpp"
@@ -19,17 +20,115 @@ constexpr std::array kClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
 // kernels.
-constexpr std::int64_t kDecodeRows = 128;
+constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 32;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
   return ceil_div(problem.n_padded, config.tile_n) * ceil_div(problem.m, config.tile_m);
 }
 
-// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, the
-// largest prefill tile that still occupies most of the device; the smallest if none does.
-int choose(const Problem& problem, const DeviceTraits& device) {
+// ---- the sm90a prefill kernels ----
+
+constexpr int kMostClusterCtas = 8;  // what every device allows
+
+struct ClusterShape {
+  int multicast = 1, split = 1;
+  int ctas() const { return multicast * split; }
+};
+
+// Clusters that are resident at once. Clusters live inside a GPC; 16 of its multiprocessors are
+// certain on the parts there are, pairs fit wherever two are free.
+std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster) {
+  constexpr int kGpcSms = 16;
+  const int ctas = cluster.ctas();
+  const std::int64_t fitting =
+      ctas <= 2 ? device.sm_count / ctas : device.sm_count / kGpcSms * (kGpcSms / ctas);
+  return std::max<std::int64_t>(fitting, 1);
+}
+
+std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
+  return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
+}
+
+// Cycles that a launch takes, from how fast an H200's parts are; good for comparing.
+double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
+                       const Problem& problem, const DeviceTraits& device) {
+  constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
+  constexpr double kL2BytesPerCycle = 28;         // of an SM, when all read
+  constexpr double kMostL2BytesPerCycle = 56;     // when few do
+  constexpr double kDramBytesPerCycle = 2500;     // of the device
+  constexpr double kNeighbourBytesPerCycle = 14;  // of an SM, out of a cluster's shared memory
+  constexpr double kSharedBytesPerCycle = 128;
+  constexpr double kFill = 1500, kEpiloguePer4096 = 160, kClusterBarriers = 600;
+  constexpr int kStageK = 64, kIssuersPerSm = 4;
+
+  const double tile = static_cast<double>(config.tile_n) * config.tile_m;
+  const auto tiles = static_cast<double>(cluster_tiles(config, problem, cluster.multicast));
+  const auto resident = static_cast<double>(resident_clusters(device, cluster));
+  const double waves = std::ceil(tiles / resident);
+  const auto chunk_k = layout_align_k(problem.bits);
+  const auto stages = static_cast<double>(ceil_div(problem.k_padded / chunk_k, cluster.split) *
+                                          (chunk_k / kStageK));
+
+  // A stage.
+  const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
+  const double instructions_per_pair = problem.bits < 8 ? 4 : problem.dtype == DType::f16 ? 4 : 9;
+  const double dequantise =
+      config.tile_n * kStageK / 2 * instructions_per_pair / (32.0 * kIssuersPerSm);
+  const double x_bytes = 2.0 * config.tile_m * kStageK / cluster.multicast;
+  const double weight_bytes = config.tile_n * kStageK * problem.bits / 8.0;
+  const double busy = std::min(1.0, tiles / resident);
+  const double l2_rate = std::min(kL2BytesPerCycle / busy, kMostL2BytesPerCycle);
+  const double l2 = (x_bytes + weight_bytes) / l2_rate;
+  // What is hidden still costs a little, by conflicts and by power: without this small tiles win.
+  constexpr double kHidden = 0.15;
+  const double longest = std::max({tensor, dequantise, l2});
+  const double stage = longest + kHidden * (tensor + dequantise + l2 - longest);
+
+  const double epilogue = kEpiloguePer4096 * tile / 4096;
+  double cycles = kFill + waves * stages * stage;
+  if (cluster.split == 1) {
+    cycles += epilogue;  // the others hide behind the next tile
+  } else {
+    const double moved = 4 * tile;
+    cycles += waves * (epilogue / cluster.split + kClusterBarriers + moved / kSharedBytesPerCycle +
+                       moved * (cluster.split - 1) / cluster.split / kNeighbourBytesPerCycle);
+  }
+  const double weights = static_cast<double>(problem.n_padded) *
+                         static_cast<double>(problem.k_padded) * problem.bits / 8;
+  return std::max(cycles, kFill + epilogue + weights / kDramBytesPerCycle);
+}
+
+// The cheapest cluster for a row, as far as the options leave it open.
+struct Candidate {
+  ClusterShape cluster;
+  double cycles = std::numeric_limits<double>::infinity();
+};
+
+Candidate best_cluster(const KernelConfig& config, const Problem& problem,
+                       const DeviceTraits& device, const ForwardOptions& options) {
+  const std::int64_t chunks = problem.k_padded / layout_align_k(problem.bits);
+  Candidate best;
+  for (int multicast = 1; multicast <= 2; ++multicast) {
+    if (options.multicast != -1 && multicast != options.multicast) continue;
+    for (int split = 1; split * multicast <= kMostClusterCtas && split <= chunks; ++split) {
+      if (options.cluster != -1 && split != std::min<std::int64_t>(options.cluster, chunks)) {
+        continue;
+      }
+      const ClusterShape cluster{multicast, split};
+      const double cycles = estimate_cycles(config, cluster, problem, device);
+      if (cycles < best.cycles) best = {cluster, cycles};
+    }
+  }
+  return best;
+}
+
+// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, on
+// Hopper what the estimate says, elsewhere the largest prefill tile that still occupies most of the
+// device; the smallest if none does.
+int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   int decode = -1, prefill = -1;
+  double cycles = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
     if (!is_available(config, device)) continue;
@@ -37,11 +136,17 @@ int choose(const Problem& problem, const DeviceTraits& device) {
       if (decode == -1 || kKernelTable[static_cast<std::size_t>(decode)].tile_m < problem.m) {
         decode = i;
       }
+    } else if (config.isa == Isa::sm90a) {
+      const Candidate candidate = best_cluster(config, problem, device, options);
+      if (candidate.cycles < cycles) prefill = i, cycles = candidate.cycles;
     } else if (prefill == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
       prefill = i;
     }
   }
-  return problem.m <= kDecodeRows ? decode : prefill;
+  // Batch-invariant calls of one row count as many; they are few-row calls for all that.
+  const bool hopper = runs_sm90a_code(device) && !options.batch_invariant;
+  const std::int64_t decode_rows = hopper ? kDecodeRowsOnHopper : kDecodeRows;
+  return problem.m <= decode_rows ? decode : prefill;
 }
 
 // Shared memory of a decode kernel's CTA: its storage, its slice of x and, for affine zeros, the
@@ -117,6 +222,27 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
   }
 }
 
+// Tiles and clusters of an sm90a prefill kernel.
+void plan_clusters(const Problem& problem, const DeviceTraits& device,
+                   const ForwardOptions& options, Plan& plan) {
+  const KernelConfig& config = plan.config();
+  const ClusterShape cluster = best_cluster(config, problem, device, options).cluster;
+  const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
+  if (tiles > std::numeric_limits<std::int32_t>::max()) {
+    throw Error(ErrorCode::unsupported,
+                fmt::format("plan: {} x {} outputs are more tiles of {} than 32 bits count",
+                            problem.m, problem.n, to_string(config)));
+  }
+  // Slices of K have nothing to overlap with the next tile: the hardware hands out their tiles.
+  const std::int64_t walkers =
+      cluster.split == 1 ? std::min(tiles, resident_clusters(device, cluster)) : tiles;
+  plan.cluster = cluster.ctas();
+  plan.multicast = cluster.multicast;
+  plan.clusters = static_cast<int>(walkers);
+  plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, config.tile_m));
+  plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
+}
+
 }  // namespace
 
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
@@ -135,6 +261,15 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("plan: warps_n is {}, it can be 1, 2, 4 or 8", options.warps_n));
   }
+  if (options.multicast != -1 && options.multicast != 1 && options.multicast != 2) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: multicast is {}, it can be 1 or 2", options.multicast));
+  }
+  if (options.multicast * options.cluster > kMostClusterCtas) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("plan: multicast {} x cluster {} are more than {} CTAs",
+                            options.multicast, options.cluster, kMostClusterCtas));
+  }
   Plan result;
   if (problem.m == 0) return result;
   // What does not depend on the batch cannot make rows depend on it.
@@ -142,7 +277,7 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
   Problem planned = problem;
   if (options.batch_invariant) planned.m = std::max(planned.m, kInvariantRows);
 
-  result.kernel = options.kernel != -1 ? options.kernel : choose(planned, device);
+  result.kernel = options.kernel != -1 ? options.kernel : choose(planned, device, options);
   if (result.kernel == -1 || !is_available(result.config(), device)) {
     throw Error(ErrorCode::unsupported,
                 fmt::format("plan: {} needs {}, the device has compute capability {}{}",
@@ -155,14 +290,18 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
   }
   const KernelConfig& config = result.config();
   const std::int64_t grid_m = ceil_div(problem.m, config.tile_m);
+  result.gathers = problem.gathers;
+  // Kernels wait for their predecessor only in code for 9.0.
+  result.programmatic = options.programmatic && runs_sm90a_code(device);
+  if (config.family == KernelFamily::prefill && config.isa == Isa::sm90a) {
+    plan_clusters(planned, device, options, result);
+    return result;
+  }
   if (grid_m > kMaxGridM) {
     throw Error(ErrorCode::unsupported,
                 fmt::format("plan: batch is {}, {} takes at most {} rows", problem.m,
                             to_string(config), kMaxGridM * config.tile_m));
   }
-  result.gathers = problem.gathers;
-  // Kernels wait for their predecessor only in code for 9.0.
-  result.programmatic = options.programmatic && runs_sm90a_code(device);
   if (config.family == KernelFamily::decode) {
     if (options.cluster > 1 && !runs_sm90a_code(device)) {
       throw Error(
@@ -197,6 +336,8 @@ std::string to_string(const Plan& plan) {
   std::string text =
       fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
   if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
+  if (plan.clusters > 0) text += fmt::format(" clusters {}", plan.clusters);
+  if (plan.multicast > 1) text += fmt::format(" multicast {}", plan.multicast);
   if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
   if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
   if (plan.gathers) text += ", x gathered";

@@ -41,9 +41,12 @@ const kernels::KernelEntries& entries_of(int bits, DType dtype) {
 const kernels::KernelEntry& kernel_entry(int row, int bits, DType dtype) {
   const auto index = static_cast<std::size_t>(row);
   const KernelConfig& config = kKernelTable[index];
-  return config.family == KernelFamily::decode
-             ? entries_of<KernelFamily::decode, Isa::sm80>(bits, dtype)[index]
-             : entries_of<KernelFamily::prefill, Isa::sm80>(bits, dtype)[index];
+  if (config.family == KernelFamily::decode) {
+    return entries_of<KernelFamily::decode, Isa::sm80>(bits, dtype)[index];
+  }
+  return config.isa == Isa::sm80
+             ? entries_of<KernelFamily::prefill, Isa::sm80>(bits, dtype)[index]
+             : entries_of<KernelFamily::prefill, Isa::sm90a>(bits, dtype)[index];
 }
 
 class CudaBackend final : public Backend {
@@ -304,6 +307,8 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
   kernels::Launch launch{.grid_n = chosen.grid_n,
                          .grid_m = chosen.grid_m,
                          .cluster = chosen.cluster,
+                         .multicast = chosen.multicast,
+                         .clusters = chosen.clusters,
                          .shared_bytes = static_cast<std::size_t>(chosen.shared_bytes),
                          .programmatic = chosen.programmatic,
                          .stream = stream.get()};

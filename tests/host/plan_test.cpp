@@ -38,7 +38,12 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
   }
   const Plan large = plan(problem(4096), kHopper);
   CHECK(large.config().family == KernelFamily::prefill);
-  CHECK(large.config().tile_m == 128);
+  CHECK(large.config().isa == Isa::sm90a);
+  CHECK(large.config().tile_n * large.config().tile_m == 128 * 256);
+  CHECK(plan(problem(64), kHopper).config().tile_m == 64);
+  const Plan ampere = plan(problem(4096), {.compute_capability = 80, .sm_count = 108});
+  CHECK(ampere.config().isa == Isa::sm80);
+  CHECK(ampere.config().tile_m == 128);
 }
 
 TEST_CASE("clusters and programmatic launch need Hopper's machine code") {
@@ -103,6 +108,50 @@ TEST_CASE("a batch-invariant plan cuts K alike for all batches") {
     other.grid_m = first.grid_m;
     CHECK(other == first);
   }
+}
+
+TEST_CASE("Hopper's instructions are used on Hopper only, and only if they were compiled") {
+  for (const DeviceTraits& device :
+       {DeviceTraits{.compute_capability = 89}, DeviceTraits{.compute_capability = 100},
+        DeviceTraits{.compute_capability = 90, .sm90a_code = false}}) {
+    for (const std::int64_t m : {1, 64, 256, 4096}) {
+      CHECK(plan(problem(m), device).config().isa == Isa::sm80);
+    }
+    for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+      const bool sm80 = kKernelTable[static_cast<std::size_t>(kernel)].isa == Isa::sm80;
+      CHECK(sm80 != refuses([&] { plan(problem(64), device, {.kernel = kernel}); },
+                            ErrorCode::unsupported, "sm90a"));
+    }
+  }
+}
+
+TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
+  for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+    if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;
+    for (const std::int64_t m : {1, 64, 200, 5000}) {
+      for (const std::int64_t k : {64, 320, 8192}) {
+        for (const int multicast : {-1, 1, 2}) {
+          for (const int split : {-1, 1, 2, 4}) {
+            const Plan p = plan(problem(m, 1000, k), kHopper,
+                                {.kernel = kernel, .cluster = split, .multicast = multicast});
+            CHECK(p.grid_n % static_cast<unsigned>(p.multicast) == 0);
+            const int slices = p.cluster / p.multicast;
+            CHECK(slices <= k / 64);
+            CHECK(p.cluster <= 8);
+            CHECK(p.clusters >= 1);
+            CHECK(static_cast<unsigned>(p.clusters * p.multicast) <= p.grid_n * p.grid_m);
+            if (multicast != -1) CHECK(p.multicast == multicast);
+            if (split != -1) CHECK(slices == std::min<std::int64_t>(split, k / 64));
+          }
+        }
+      }
+    }
+  }
+  CHECK(refuses([] { plan(problem(64), kHopper, {.multicast = 3}); }, ErrorCode::invalid_argument,
+                "multicast is 3"));
+  CHECK(refuses([] { plan(problem(64), kHopper, {.cluster = 8, .multicast = 2}); },
+                ErrorCode::invalid_argument, "2 x cluster 8"));
 }
 
 TEST_CASE("plans and kernels print themselves") {

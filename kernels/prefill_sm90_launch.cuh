@@ -1,0 +1,97 @@
+#pragma once
+// The host's part of the Hopper prefill kernel: tensor maps, which of its two kernels, clusters.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "launch.cuh"
+#include "prefill_sm90.cuh"
+#include "tensor_map.hpp"
+
+namespace mpq::kernels {
+
+template <int WBits, DType T, int Row>
+struct HopperPrefillLaunch {
+  static constexpr KernelConfig kConfig = kKernelTable[Row];
+  using Shape = HopperPrefillShape<WBits, kConfig>;
+  using Layout = typename Shape::Layout;
+  template <bool kGeneral>
+  static constexpr std::size_t kSharedBytes =
+      sizeof(HopperPrefillStorage<WBits, kConfig, kGeneral>);
+  static_assert(kSharedBytes<false> <= 227 << 10 && kSharedBytes<true> <= 227 << 10);
+
+  static cudaError_t prepare(int) {
+    if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
+    const cudaError_t status = allow_shared<false>();
+    return status != cudaSuccess ? status : allow_shared<true>();
+  }
+
+  static cudaError_t launch(const ForwardArguments& args, const Launch& launch) {
+    HopperPrefillArguments full{};
+    full.forward = args;
+    // Rows of x that TMA cannot read are copied by threads, each CTA for itself.
+    const bool aligned =
+        reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 && (args.m == 1 || args.ldx % 8 == 0);
+    full.x_by_tma = aligned;
+    full.multicast = aligned ? launch.multicast : 1;
+    full.split = launch.cluster / launch.multicast;
+    full.tiles_n = static_cast<int>(launch.grid_n) / full.multicast;
+    full.tiles_m = static_cast<int>(launch.grid_m);
+    cudaError_t status = cudaSuccess;
+    if (aligned) status = encode_x(full);
+    if (status == cudaSuccess) status = encode_weights(full);
+    if (status != cudaSuccess) return status;
+
+    Launch grid = launch;
+    grid.cluster = full.multicast * full.split;
+    grid.grid_n = static_cast<unsigned>(launch.clusters * launch.cluster);
+    grid.grid_n -= grid.grid_n % static_cast<unsigned>(grid.cluster);
+    const bool general = args.affine_zeros != nullptr || args.group_shift < 5 ||
+                         args.scales_are_bf16 != (T == DType::bf16);
+    return general ? start<true>(full, grid) : start<false>(full, grid);
+  }
+
+ private:
+  template <bool kGeneral>
+  static cudaError_t allow_shared() {
+    return cudaFuncSetAttribute(prefill_sm90<WBits, T, Row, kGeneral>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(kSharedBytes<kGeneral>));
+  }
+
+  template <bool kGeneral>
+  static cudaError_t start(const HopperPrefillArguments& args, const Launch& grid) {
+    return launch_kernel(prefill_sm90<WBits, T, Row, kGeneral>, dim3(grid.grid_n), Shape::kThreads,
+                         kSharedBytes<kGeneral>, grid, args);
+  }
+
+  static cudaError_t encode_x(HopperPrefillArguments& full) {
+    const ForwardArguments& args = full.forward;
+    const std::int64_t row = args.m == 1 ? round_up(args.k, 8) : args.ldx;
+    return encode_tensor_map<2>(
+        full.x, {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
+                 .data = args.x,
+                 .extent = {static_cast<cuuint64_t>(args.k), static_cast<cuuint64_t>(args.m)},
+                 .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
+                 .box = {Shape::kStageK, static_cast<cuuint32_t>(kConfig.tile_m / full.multicast)},
+                 .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+  }
+
+  // KernelLayout as KiB: [strips][KiB of a strip][256 words].
+  static cudaError_t encode_weights(HopperPrefillArguments& full) {
+    constexpr int kKiBPerBlock = Layout::kWordsPerBlock / 256;
+    const auto kib =
+        static_cast<cuuint64_t>(full.forward.k_padded / Layout::kBlockK) * kKiBPerBlock;
+    const auto strips = static_cast<cuuint64_t>(full.forward.n_padded / Layout::kBlockN);
+    return encode_tensor_map<3>(
+        full.weights, {.type = CU_TENSOR_MAP_DATA_TYPE_UINT32,
+                       .data = full.forward.qweight,
+                       .extent = {256, kib, strips},
+                       .stride_bytes = {1024, 1024 * kib},
+                       .box = {256, Shape::kBlocksPerChunk * kKiBPerBlock, Shape::kStrips},
+                       .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
+  }
+};
+
+}  // namespace mpq::kernels

@@ -1,0 +1,69 @@
+#pragma once
+// The bulk copy engine (sm_90): global to shared memory, counted by a transaction barrier; and
+// stmatrix, by which tiles leave registers.
+
+#include <cstdint>
+
+#include "ptx/memory.cuh"
+
+namespace mpq::kernels::ptx {
+
+/// `bytes` contiguous bytes; addresses and bytes are multiples of 16.
+__device__ __forceinline__ void cp_async_bulk(void* shared, const void* source, int bytes,
+                                              std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(source), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+/// The box of a two-dimensional tensor map at element x of row y; zeros beyond the tensor.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d(void* shared, const void* map, int x, int y,
+                                                        std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier))
+      : "memory");
+}
+
+/// The same into the same place of every CTA of the cluster whose bit is set in `ctas`, counted by
+/// the barriers in the same place.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d_multicast(void* shared, const void* map,
+                                                                  int x, int y,
+                                                                  std::uint64_t* barrier,
+                                                                  std::uint16_t ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier)), "h"(ctas)
+      : "memory");
+}
+
+/// The box of a three-dimensional tensor map.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d(void* shared, const void* map, int x, int y,
+                                                        int z, std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+      : "memory");
+}
+
+/// Brings a tensor map (a __grid_constant__ parameter) near.
+__device__ __forceinline__ void prefetch_tensormap(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/// Four 8x8 matrices of 16-bit elements, transposed on the way: a lane's register holds elements
+/// (2 * (lane % 4), lane / 4) and the one below it; lane i gives the address of row i % 8 of
+/// matrix i / 8.
+__device__ __forceinline__ void stmatrix_x4_trans(void* shared_row, const std::uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   shared_address(shared_row)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+}  // namespace mpq::kernels::ptx
