@@ -110,7 +110,8 @@ void write_safetensors(const std::filesystem::path& path,
 
 /// Settings that files may lack or have wrong; set ones win over the files'.
 struct CheckpointOptions {
-  std::optional<std::string> format;  ///< "gptq", "gptq_v2" or "gba"
+  /// "gptq", "gptq_v2", "gba", "awq", "compressed-tensors", "hqq" or "mlx"
+  std::optional<std::string> format;
   std::optional<int> bits;
   std::optional<int> group_size;
   std::optional<bool> asymmetric;    ///< GBA
@@ -121,7 +122,7 @@ struct CheckpointOptions {
 /// What is known of a quantised layer without decoding it.
 struct LayerInfo {
   std::string name;    ///< prefix of its tensors: "model.layers.0.mlp.down_proj"
-  std::string format;  ///< "gptq", "gptq_v2", "gba"
+  std::string format;  ///< as in CheckpointOptions
   int bits = 0;
   std::int64_t in_features = 0, out_features = 0;
   int group_size = -1;
@@ -131,6 +132,7 @@ struct LayerInfo {
   bool bias = false;
   bool double_quantized = false;
   std::uint64_t bytes = 0;  ///< of its tensors on disk
+  std::string note;         ///< where the tensors contradict their settings: how, and what is done
 };
 
 /// A directory with safetensors files and settings.

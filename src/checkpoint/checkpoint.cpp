@@ -89,7 +89,7 @@ struct Checkpoint::Impl {
       : files(open_shards(directory)) {
     const Settings settings = Settings::read(directory, options);
     // A directory in a format that is not supported should say so, not show no layers.
-    if (const auto format = settings.for_layer("").format) format_named(*format);
+    if (const auto format = settings.format()) format_named(*format);
     for (const auto& file : files) {
       for (const auto& entry : file.entries()) {
         auto dot = entry.name.rfind('.');
@@ -112,8 +112,9 @@ struct Checkpoint::Impl {
     const LayerSettings layer_settings = settings.for_layer(prefix);
     const Format& format = format_of(layer, layer_settings);
     infos.push_back(format.inspect(layer, layer_settings));
-    infos.back().format = format.name;
-    layers.push_back({std::move(layer), &format});
+    LayerInfo& info = infos.back();
+    if (info.format.empty()) info.format = format.name;
+    layers.push_back({std::move(layer), &format_named(info.format)});
   }
 };
 

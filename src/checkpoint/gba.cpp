@@ -196,6 +196,35 @@ WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
 
 }  // namespace
 
+/// quantize_config.json: "strategy" maps layers, by their whole name or the end of it, to settings.
+/// quant_strategy.json: "measurement" -> block -> layer -> {"bits": [4], "bits_prop": [1],
+/// "group_size": {"4": 128}}, several bits being a mix of widths inside the layer.
+void read_gba_settings(const SettingsObject& object, std::string_view layer,
+                       LayerSettings& settings) {
+  if (const auto strategy = object.object_if("strategy")) {
+    if (const auto entry = entry_by_name(*strategy, layer)) settings.fill(*entry);
+  }
+  const auto measurement = object.object_if("measurement");
+  if (!measurement) return;
+  for (const auto& [block, layers] : measurement->members()) {
+    if (!layers || !layer.starts_with(block + ".")) continue;
+    const auto entry = entry_by_name(*layers, layer.substr(block.size() + 1));
+    if (!entry) continue;
+    const auto bits = entry->integers("bits");
+    if (bits.size() > 1) {
+      fail(ErrorCode::unsupported, "{}: bits of {} widths in one layer", entry->where(),
+           bits.size());
+    }
+    if (bits.empty()) return;
+    if (!settings.bits) settings.bits = bits[0];
+    const auto sizes = entry->object_if("group_size");
+    if (!settings.group_size && sizes) {
+      settings.group_size = sizes->integer({std::to_string(bits[0]).c_str()});
+    }
+    return;
+  }
+}
+
 constinit const Format kGba{"gba", kMarks, claims, inspect, decode};
 
 }  // namespace mpq::detail

@@ -37,6 +37,8 @@ struct Tensor {
     if (!out.empty()) std::memcpy(out.data(), bytes.data(), out.size() * sizeof(T));
     return out;
   }
+  /// The elements of an I64 or I32 tensor.
+  std::vector<std::int64_t> integers() const;
   /// The elements of an F16, BF16 or F32 tensor.
   std::vector<float> floats() const;
 

@@ -289,7 +289,7 @@ TEST_CASE("errors have their codes, one line and no file", "[tool]") {
   CHECK(fails({"inspect", directory.path().string()}, 3, "no *.safetensors"));
   CHECK(fails({"inspect", golden, "--bits", "8"}, 4, "g128"));
   CHECK(fails({"inspect", golden, "--bits", "3"}, 6, "bits is 3"));
-  CHECK(fails({"inspect", golden, "--format", "awq"}, 6, "\"awq\""));
+  CHECK(fails({"inspect", golden, "--format", "exl2"}, 6, "\"exl2\""));
   CHECK(fails({"run", golden, "--input", golden + "/model.safetensors", "-o", output}, 4, "\"x\""));
   CHECK(
       fails({"run", (kData / "gptq-w4-ragged-last-group").string(), "--input", input, "-o", output},
