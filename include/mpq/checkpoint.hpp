@@ -151,6 +151,9 @@ class Checkpoint {
   const std::vector<LayerInfo>& layers() const noexcept;
   /// Names of tensors that belong to no quantised layer, sorted.
   const std::vector<std::string>& dense_tensors() const noexcept;
+  /// One of dense_tensors(), or any other tensor; its bytes live as long as this object. Throws
+  /// Error(invalid_argument) if there is none of that name.
+  SafetensorsTensor tensor(std::string_view name) const;
   /// Decodes one layer. Throws Error(invalid_argument) if there is none of that name,
   /// Error(invalid_weights) or Error(invalid_file) naming the tensor that does not fit.
   AnyQuantizedWeights read(std::string_view layer) const;

@@ -12,6 +12,7 @@
 #include "mpq/quantized_weights.hpp"
 #include "mpq/pack.hpp"
 #include "mpq/quantize.hpp"
+#include "mpq/checkpoint_writer.hpp"
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"
 #include "mpq/workspace.hpp"

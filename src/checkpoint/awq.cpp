@@ -97,6 +97,62 @@ WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   return data;
 }
 
+Fitted fit(WeightsData weights, int bits) {
+  if (bits != 4) fail(ErrorCode::unsupported, "AWQ holds 4 bits, not {}", bits);
+  if (weights.out_features % kAwqColumns != 0) {
+    fail(ErrorCode::unsupported, "AWQ holds multiples of {} out_features, not {}", kAwqColumns,
+         weights.out_features);
+  }
+  if (!weights.g_idx.empty()) fail(ErrorCode::unsupported, "AWQ has no act-order (g_idx)");
+  return fit_f16_scales(fit_integer_zeros(std::move(weights), bits, 0, 15));
+}
+
+std::vector<EncodedTensor> encode(const WeightsData& weights, int) {
+  const std::int64_t k = weights.in_features, n = weights.out_features, groups = weights.groups();
+  const std::int64_t row_words = n / kAwqColumns;
+  std::vector<std::uint32_t> qweight(static_cast<std::size_t>(k * row_words));
+  parallel_for(k, 16, [&](Range range) {
+    for (std::int64_t at = range.begin * row_words; at < range.end * row_words; ++at) {
+      const std::int64_t row = at / row_words, column = at % row_words * kAwqColumns;
+      const std::uint32_t* source = weights.qweight.data() + row / 8 * n + column;
+      std::uint32_t word = 0;
+      for (std::size_t i = 0; i < kAwqOrder.size(); ++i) {
+        word |= ((source[kAwqOrder[i]] >> (row % 8 * 4)) & 15u) << (4 * i);
+      }
+      qweight[static_cast<std::size_t>(at)] = word;
+    }
+  });
+  std::vector<std::uint32_t> qzeros(static_cast<std::size_t>(groups * row_words));
+  for (std::size_t at = 0; at < qzeros.size(); ++at) {
+    for (std::size_t i = 0; i < kAwqOrder.size(); ++i) {
+      const std::uint32_t zero = weights.zeros[at * kAwqOrder.size() + kAwqOrder[i]];
+      qzeros[at] |= zero << (4 * i);
+    }
+  }
+  std::vector<EncodedTensor> tensors{
+      encoded("qweight", SafetensorsType::I32, {k, row_words}, qweight),
+      encoded("qzeros", SafetensorsType::I32, {groups, row_words}, qzeros),
+      encoded("scales", SafetensorsType::F16, {groups, n}, weights.scales)};
+  append_bias(weights, tensors);
+  return tensors;
+}
+
+SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+  for (const auto& layer : layers) {
+    if (layer.group_size == layers[0].group_size) continue;
+    fail(ErrorCode::unsupported, "AWQ has one group_size for all layers: {} has {}, {} has {}",
+         in_quotes(layers[0].name), layers[0].group_size, in_quotes(layer.name), layer.group_size);
+  }
+  return SettingsTree{}
+      .set("quant_method", "awq")
+      .set("bits", 4)
+      .set("group_size", layers[0].group_size)
+      .set("zero_point", true)
+      .set("version", "gemm");
+}
+
+constexpr FormatWriter kWriter{fit, encode, written_settings, "quant_config.json"};
+
 }  // namespace
 
 /// quant_config.json, which AutoAWQ wrote before there was config.json, has no quant_method.
@@ -112,6 +168,6 @@ void read_awq_settings(const SettingsObject& object, std::string_view, LayerSett
   if (!settings.format) settings.format = "awq";
 }
 
-constinit const Format kAwq{"awq", kMarks, claims, inspect, decode};
+constinit const Format kAwq{"awq", kMarks, claims, inspect, decode, &kWriter};
 
 }  // namespace mpq::detail

@@ -136,6 +136,15 @@ const std::vector<std::string>& Checkpoint::dense_tensors() const noexcept {
   return impl_->dense;
 }
 
+SafetensorsTensor Checkpoint::tensor(std::string_view name) const {
+  for (const auto& file : impl_->files) {
+    if (const auto* entry = file.find(name)) {
+      return {entry->name, entry->type, entry->shape, file.bytes(*entry)};
+    }
+  }
+  fail(ErrorCode::invalid_argument, "no tensor {}", in_quotes(name));
+}
+
 AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
   const auto& infos = impl_->infos;
   const auto at = std::ranges::lower_bound(

@@ -170,6 +170,89 @@ void fill_weights(const SettingsObject& group, LayerSettings& settings) {
   settings.fill(*weights);
 }
 
+Fitted fit(WeightsData weights, int bits) {
+  decompress(weights);
+  if (weights.zero_kind == ZeroKind::none) return {std::move(weights), true};
+  return fit_integer_zeros(std::move(weights), bits, 0, (1 << bits) - 1);
+}
+
+EncodedTensor encoded_zero_point(const WeightsData& weights, int bits) {
+  const std::int64_t groups = weights.groups(), n = weights.out_features, per_word = 32 / bits;
+  const std::int64_t rows = ceil_div(n, per_word);
+  std::vector<std::uint32_t> words(static_cast<std::size_t>(rows * groups));
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (std::int64_t c = 0; c < n; ++c) {
+      const std::uint32_t zero = weights.zeros[static_cast<std::size_t>(g * n + c)];
+      words[static_cast<std::size_t>(c / per_word * groups + g)] |= zero << (c % per_word * bits);
+    }
+  }
+  return encoded("weight_zero_point", SafetensorsType::I32, {rows, groups}, words);
+}
+
+std::vector<EncodedTensor> encode(const WeightsData& weights, int bits) {
+  const std::int64_t n = weights.out_features, groups = weights.groups();
+  const std::int64_t row_words = ceil_div(weights.in_features * bits, 32);
+  std::vector<EncodedTensor> tensors{encoded("weight_packed", SafetensorsType::I32, {n, row_words},
+                                             transposed(clean_codes(weights, bits), row_words, n)),
+                                     encoded("weight_scale", type_of(weights.dtype), {n, groups},
+                                             transposed(weights.scales, groups, n)),
+                                     encoded("weight_shape", SafetensorsType::I64, {2},
+                                             std::vector<std::int64_t>{n, weights.in_features})};
+  if (weights.zero_kind == ZeroKind::integer) tensors.push_back(encoded_zero_point(weights, bits));
+  if (!weights.g_idx.empty()) {
+    tensors.push_back(
+        encoded("weight_g_idx", SafetensorsType::I32, {weights.in_features}, weights.g_idx));
+  }
+  append_bias(weights, tensors);
+  return tensors;
+}
+
+bool same_settings(const WrittenLayer& a, const WrittenLayer& b) {
+  return a.bits == b.bits && a.group_size == b.group_size && a.zero_kind == b.zero_kind &&
+         a.act_order == b.act_order;
+}
+
+SettingsTree group_settings(const WrittenLayer& layer, std::vector<std::string> targets) {
+  SettingsTree weights;
+  weights.set("num_bits", layer.bits)
+      .set("type", "int")
+      .set("symmetric", layer.zero_kind == ZeroKind::none);
+  if (layer.group_size == -1) {
+    weights.set("strategy", "channel");
+  } else {
+    weights.set("strategy", "group").set("group_size", layer.group_size);
+  }
+  if (layer.act_order) weights.set("actorder", "group");
+  return SettingsTree{}.set("targets", std::move(targets)).set("weights", weights);
+}
+
+/// Most layers are in the group of the class "Linear", the others in groups that name them.
+SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+  const WrittenLayer& usual = usual_layer(layers, same_settings);
+  std::vector<std::pair<const WrittenLayer*, std::vector<std::string>>> others;
+  for (const auto& layer : layers) {
+    if (same_settings(layer, usual)) continue;
+    auto kind = std::ranges::find_if(
+        others, [&](const auto& other) { return same_settings(*other.first, layer); });
+    if (kind == others.end()) kind = others.insert(others.end(), {&layer, {}});
+    kind->second.push_back(layer.name);
+  }
+  SettingsTree groups;
+  groups.set("group_0", group_settings(usual, {"Linear"}));
+  for (auto& [layer, names] : others) {
+    groups.set(fmt::format("group_{}", groups.members.size()),
+               group_settings(*layer, std::move(names)));
+  }
+  return SettingsTree{}
+      .set("quant_method", "compressed-tensors")
+      .set("format", "pack-quantized")
+      .set("quantization_status", "compressed")
+      .set("config_groups", groups)
+      .set("ignore", std::vector<std::string>{"lm_head"});
+}
+
+constexpr FormatWriter kWriter{fit, encode, written_settings, nullptr};
+
 }  // namespace
 
 void read_compressed_tensors_settings(const SettingsObject& object, std::string_view layer,
@@ -195,6 +278,7 @@ void read_compressed_tensors_settings(const SettingsObject& object, std::string_
   fill_weights(*chosen, settings);
 }
 
-constinit const Format kCompressedTensors{"compressed-tensors", kMarks, claims, inspect, decode};
+constinit const Format kCompressedTensors{
+    "compressed-tensors", kMarks, claims, inspect, decode, &kWriter};
 
 }  // namespace mpq::detail

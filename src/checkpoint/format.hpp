@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 
+#include "checkpoint/encoding.hpp"
 #include "checkpoint/settings.hpp"
 #include "checkpoint/tensors.hpp"
 #include "mpq/checkpoint.hpp"
@@ -27,6 +28,8 @@ struct Format {
   LayerInfo (*inspect)(const LayerTensors& tensors, const LayerSettings& settings);
   /// The canonical form. `info` is what inspect gave.
   WeightsData (*decode)(const LayerTensors& tensors, const LayerInfo& info);
+  /// Null for a format that is only read.
+  const FormatWriter* writer = nullptr;
 };
 
 extern const Format kGptq, kGptqV2, kGba, kAwq, kCompressedTensors, kHqq, kMlx;

@@ -12,6 +12,7 @@
 //
 // Settings: `dynamic` maps patterns to overrides.
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -94,6 +95,51 @@ WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   return data;
 }
 
+template <int kVersion>
+Fitted fit(WeightsData weights, int bits) {
+  constexpr int kLeast = kVersion == 1 ? 1 : 0;
+  return fit_integer_zeros(std::move(weights), bits, kLeast, (1 << bits) - 1 + kLeast);
+}
+
+template <int kVersion>
+std::vector<EncodedTensor> encode(const WeightsData& weights, int bits) {
+  const std::int64_t n = weights.out_features;
+  std::vector<EncodedTensor> tensors{
+      encoded("qweight", SafetensorsType::I32, {ceil_div(weights.in_features * bits, 32), n},
+              clean_codes(weights, bits)),
+      encoded_qzeros(weights, bits, kVersion == 1 ? 1 : 0),
+      encoded("scales", type_of(weights.dtype), {weights.groups(), n}, weights.scales),
+      encoded("g_idx", SafetensorsType::I32, {weights.in_features}, full_g_idx(weights))};
+  append_bias(weights, tensors);
+  return tensors;
+}
+
+bool same_settings(const WrittenLayer& a, const WrittenLayer& b) {
+  return a.bits == b.bits && a.group_size == b.group_size;
+}
+
+template <int kVersion>
+SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+  const WrittenLayer& usual = usual_layer(layers, same_settings);
+  SettingsTree settings, dynamic;
+  settings.set("bits", usual.bits)
+      .set("group_size", usual.group_size)
+      .set("desc_act", std::ranges::any_of(layers, &WrittenLayer::act_order))
+      .set("sym", std::ranges::all_of(layers, &WrittenLayer::symmetric))
+      .set("quant_method", "gptq")
+      .set("checkpoint_format", kVersion == 1 ? "gptq" : "gptq_v2");
+  for (const auto& layer : layers) {
+    if (same_settings(layer, usual)) continue;
+    dynamic.set("+:" + exact_pattern(layer.name),
+                SettingsTree{}.set("bits", layer.bits).set("group_size", layer.group_size));
+  }
+  if (!dynamic.members.empty()) settings.set("dynamic", dynamic);
+  return settings;
+}
+
+constexpr FormatWriter kWriterV1{fit<1>, encode<1>, written_settings<1>, "quantize_config.json"};
+constexpr FormatWriter kWriterV2{fit<2>, encode<2>, written_settings<2>, "quantize_config.json"};
+
 }  // namespace
 
 /// The overrides of the first pattern of `dynamic` that matches the beginning of the name, as
@@ -117,7 +163,7 @@ void read_gptq_settings(const SettingsObject& object, std::string_view layer,
   }
 }
 
-constinit const Format kGptq{"gptq", kMarks, claims_v1, inspect<1>, decode<1>};
-constinit const Format kGptqV2{"gptq_v2", kMarks, claims_v2, inspect<2>, decode<0>};
+constinit const Format kGptq{"gptq", kMarks, claims_v1, inspect<1>, decode<1>, &kWriterV1};
+constinit const Format kGptqV2{"gptq_v2", kMarks, claims_v2, inspect<2>, decode<0>, &kWriterV2};
 
 }  // namespace mpq::detail
