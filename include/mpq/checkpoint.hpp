@@ -154,6 +154,9 @@ class Checkpoint {
   /// One of dense_tensors(), or any other tensor; its bytes live as long as this object. Throws
   /// Error(invalid_argument) if there is none of that name.
   SafetensorsTensor tensor(std::string_view name) const;
+  /// [2^bits + 1]: in how many groups and output channels of a layer the integer zero is this;
+  /// empty where zeros are affine. Reads nothing but the zeros. Throws as read() does.
+  std::vector<std::int64_t> zeros_histogram(std::string_view layer) const;
   /// Decodes one layer. Throws Error(invalid_argument) if there is none of that name,
   /// Error(invalid_weights) or Error(invalid_file) naming the tensor that does not fit.
   AnyQuantizedWeights read(std::string_view layer) const;

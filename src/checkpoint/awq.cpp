@@ -81,19 +81,24 @@ std::vector<std::uint32_t> to_canonical(const std::vector<std::uint32_t>& words,
   return out;
 }
 
-WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
-  WeightsData data = begin_data(tensors, info);
-  const std::int64_t n = info.out_features, groups = groups_of(info), row_words = n / kAwqColumns;
-  data.qweight = to_canonical(tensors.get("qweight").values<std::uint32_t>(), info.in_features, n);
-  data.scales = tensors.get("scales").halves(info.dtype);
+std::vector<std::uint16_t> zeros(const LayerTensors& tensors, const LayerInfo&) {
   const auto qzeros = tensors.get("qzeros").values<std::uint32_t>();
-  data.zeros.resize(static_cast<std::size_t>(groups * n));
-  for (std::int64_t at = 0; at < groups * row_words; ++at) {
+  std::vector<std::uint16_t> out(qzeros.size() * kAwqOrder.size());
+  for (std::size_t at = 0; at < qzeros.size(); ++at) {
     for (std::size_t i = 0; i < kAwqOrder.size(); ++i) {
-      data.zeros[static_cast<std::size_t>(at * kAwqColumns) + kAwqOrder[i]] =
-          static_cast<std::uint16_t>((qzeros[static_cast<std::size_t>(at)] >> (4 * i)) & 15u);
+      out[at * kAwqOrder.size() + kAwqOrder[i]] =
+          static_cast<std::uint16_t>((qzeros[at] >> (4 * i)) & 15u);
     }
   }
+  return out;
+}
+
+WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
+  WeightsData data = begin_data(tensors, info);
+  data.qweight = to_canonical(tensors.get("qweight").values<std::uint32_t>(), info.in_features,
+                              info.out_features);
+  data.scales = tensors.get("scales").halves(info.dtype);
+  data.zeros = zeros(tensors, info);
   return data;
 }
 
@@ -168,6 +173,6 @@ void read_awq_settings(const SettingsObject& object, std::string_view, LayerSett
   if (!settings.format) settings.format = "awq";
 }
 
-constinit const Format kAwq{"awq", kMarks, claims, inspect, decode, &kWriter};
+constinit const Format kAwq{"awq", kMarks, claims, inspect, decode, &kWriter, zeros};
 
 }  // namespace mpq::detail

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "checkpoint/format.hpp"
+#include "checkpoint/packed_layer.hpp"
 #include "checkpoint/shards.hpp"
 #include "checkpoint/text.hpp"
 
@@ -102,6 +103,16 @@ struct Checkpoint::Impl {
     std::ranges::sort(dense);
   }
 
+  std::size_t index_of(std::string_view layer) const {
+    const auto at = std::ranges::lower_bound(
+        infos, layer, {}, [](const LayerInfo& info) -> std::string_view { return info.name; });
+    if (at == infos.end() || at->name != layer) {
+      fail(ErrorCode::invalid_argument, "no layer {}: {}", in_quotes(layer),
+           suggestions(layer, infos));
+    }
+    return static_cast<std::size_t>(at - infos.begin());
+  }
+
   void find_layer(const std::string& prefix, const TensorMap& tensors, const Settings& settings) {
     LayerTensors layer(prefix, tensors);
     const auto marked = [&](const Format* format) { return is_marked(*format, layer); };
@@ -145,18 +156,27 @@ SafetensorsTensor Checkpoint::tensor(std::string_view name) const {
   fail(ErrorCode::invalid_argument, "no tensor {}", in_quotes(name));
 }
 
-AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
-  const auto& infos = impl_->infos;
-  const auto at = std::ranges::lower_bound(
-      infos, layer, {}, [](const LayerInfo& info) -> std::string_view { return info.name; });
-  if (at == infos.end() || at->name != layer) {
-    fail(ErrorCode::invalid_argument, "no layer {}: {}", in_quotes(layer),
-         suggestions(layer, infos));
+std::vector<std::int64_t> Checkpoint::zeros_histogram(std::string_view layer) const {
+  const auto index = impl_->index_of(layer);
+  const LayerInfo& info = impl_->infos[index];
+  if (info.zero_kind == ZeroKind::affine) return {};
+  std::vector<std::int64_t> counts((std::size_t{1} << info.bits) + 1);
+  if (info.zero_kind == ZeroKind::none) {
+    counts[std::size_t{1} << (info.bits - 1)] = groups_of(info) * info.out_features;
+    return counts;
   }
-  const auto& found = impl_->layers[static_cast<std::size_t>(at - infos.begin())];
+  const auto& found = impl_->layers[index];
+  for (const auto zero : found.format->zeros(found.tensors, info)) ++counts[zero];
+  return counts;
+}
+
+AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
+  const auto index = impl_->index_of(layer);
+  const LayerInfo& info = impl_->infos[index];
+  const auto& found = impl_->layers[index];
   try {
-    auto weights = make_quantized_weights(at->bits, found.format->decode(found.tensors, *at));
-    check_structure(data_of(weights), at->bits);
+    auto weights = make_quantized_weights(info.bits, found.format->decode(found.tensors, info));
+    check_structure(data_of(weights), info.bits);
     return weights;
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));

@@ -89,9 +89,10 @@ LayerInfo inspect(const LayerTensors& tensors, const LayerSettings& settings) {
 }
 
 /// Zeros [G, N].
-std::vector<std::uint16_t> decode_zeros(const Tensor& zero_point, const LayerInfo& info) {
+std::vector<std::uint16_t> zeros(const LayerTensors& tensors, const LayerInfo& info) {
+  const Tensor& zero_point = tensors.get("weight_zero_point");
   const std::int64_t groups = groups_of(info), n = info.out_features;
-  std::vector<std::uint16_t> zeros(static_cast<std::size_t>(groups * n));
+  std::vector<std::uint16_t> out(static_cast<std::size_t>(groups * n));
   if (zero_point.type() == SafetensorsType::I8) {
     const auto values = zero_point.values<std::int8_t>();
     const int offset = 1 << (info.bits - 1);
@@ -103,9 +104,9 @@ std::vector<std::uint16_t> decode_zeros(const Tensor& zero_point, const LayerInf
         fail(ErrorCode::invalid_weights, "{} is {} at [{}, {}], expected {} to {}",
              zero_point.where(), values[i], row, group, -offset, offset - 1);
       }
-      zeros[static_cast<std::size_t>(group * n + row)] = static_cast<std::uint16_t>(zero);
+      out[static_cast<std::size_t>(group * n + row)] = static_cast<std::uint16_t>(zero);
     }
-    return zeros;
+    return out;
   }
   const auto words = zero_point.values<std::uint32_t>();
   const std::int64_t per_word = 32 / info.bits;
@@ -113,11 +114,11 @@ std::vector<std::uint16_t> decode_zeros(const Tensor& zero_point, const LayerInf
   for (std::int64_t group = 0; group < groups; ++group) {
     for (std::int64_t c = 0; c < n; ++c) {
       const std::uint32_t word = words[static_cast<std::size_t>(c / per_word * groups + group)];
-      zeros[static_cast<std::size_t>(group * n + c)] =
+      out[static_cast<std::size_t>(group * n + c)] =
           static_cast<std::uint16_t>((word >> (c % per_word * info.bits)) & mask);
     }
   }
-  return zeros;
+  return out;
 }
 
 WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
@@ -126,9 +127,7 @@ WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   data.qweight = transposed(tensors.get("weight_packed").values<std::uint32_t>(), n,
                             ceil_div(info.in_features * info.bits, 32));
   data.scales = transposed(tensors.get("weight_scale").halves(info.dtype), n, groups_of(info));
-  if (info.zero_kind == ZeroKind::integer) {
-    data.zeros = decode_zeros(tensors.get("weight_zero_point"), info);
-  }
+  if (info.zero_kind == ZeroKind::integer) data.zeros = zeros(tensors, info);
   if (info.act_order) data.g_idx = tensors.get("weight_g_idx").values<std::int32_t>();
   return data;
 }
@@ -279,6 +278,6 @@ void read_compressed_tensors_settings(const SettingsObject& object, std::string_
 }
 
 constinit const Format kCompressedTensors{
-    "compressed-tensors", kMarks, claims, inspect, decode, &kWriter};
+    "compressed-tensors", kMarks, claims, inspect, decode, &kWriter, zeros};
 
 }  // namespace mpq::detail

@@ -30,6 +30,8 @@ struct Format {
   WeightsData (*decode)(const LayerTensors& tensors, const LayerInfo& info);
   /// Null for a format that is only read.
   const FormatWriter* writer = nullptr;
+  /// Integer zeros [G, N] of a layer that has ZeroKind::integer; null where none has.
+  std::vector<std::uint16_t> (*zeros)(const LayerTensors& tensors, const LayerInfo& info) = nullptr;
 };
 
 extern const Format kGptq, kGptqV2, kGba, kAwq, kCompressedTensors, kHqq, kMlx;

@@ -180,9 +180,13 @@ DoubleQuantized decode_statistics(const LayerTensors& tensors, const LayerInfo& 
   return dq;
 }
 
+std::vector<std::uint16_t> zeros(const LayerTensors& tensors, const LayerInfo& info) {
+  return decode_qzeros(tensors, info, 1);
+}
+
 WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   WeightsData data = decode_packed(tensors, info);
-  if (info.zero_kind == ZeroKind::integer) data.zeros = decode_qzeros(tensors, info, 1);
+  if (info.zero_kind == ZeroKind::integer) data.zeros = zeros(tensors, info);
   if (info.double_quantized) {
     data.double_quantized = decode_statistics(tensors, info);
     return data;
@@ -316,6 +320,6 @@ void read_gba_settings(const SettingsObject& object, std::string_view layer,
   }
 }
 
-constinit const Format kGba{"gba", kMarks, claims, inspect, decode, &kWriter};
+constinit const Format kGba{"gba", kMarks, claims, inspect, decode, &kWriter, zeros};
 
 }  // namespace mpq::detail

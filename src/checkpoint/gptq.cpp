@@ -88,10 +88,15 @@ LayerInfo inspect(const LayerTensors& tensors, const LayerSettings& settings) {
 }
 
 template <unsigned kZeroOffset>
+std::vector<std::uint16_t> zeros(const LayerTensors& tensors, const LayerInfo& info) {
+  return decode_qzeros(tensors, info, kZeroOffset);
+}
+
+template <unsigned kZeroOffset>
 WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   WeightsData data = decode_packed(tensors, info);
   data.scales = tensors.get("scales").halves(info.dtype);
-  data.zeros = decode_qzeros(tensors, info, kZeroOffset);
+  data.zeros = zeros<kZeroOffset>(tensors, info);
   return data;
 }
 
@@ -163,7 +168,9 @@ void read_gptq_settings(const SettingsObject& object, std::string_view layer,
   }
 }
 
-constinit const Format kGptq{"gptq", kMarks, claims_v1, inspect<1>, decode<1>, &kWriterV1};
-constinit const Format kGptqV2{"gptq_v2", kMarks, claims_v2, inspect<2>, decode<0>, &kWriterV2};
+constinit const Format kGptq{"gptq",    kMarks,     claims_v1, inspect<1>,
+                             decode<1>, &kWriterV1, zeros<1>};
+constinit const Format kGptqV2{"gptq_v2", kMarks,     claims_v2, inspect<2>,
+                               decode<0>, &kWriterV2, zeros<0>};
 
 }  // namespace mpq::detail

@@ -36,6 +36,12 @@ std::shared_ptr<CheckpointArguments> add_checkpoint_arguments(CLI::App& command)
   return arguments;
 }
 
+std::shared_ptr<bool> add_json_flag(CLI::App& command, const std::string& help) {
+  auto json = std::make_shared<bool>(false);
+  command.add_flag("--json", *json, help);
+  return json;
+}
+
 std::string printable(const std::string& name) {
   std::string out;
   for (const char c : name) {

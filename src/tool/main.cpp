@@ -63,6 +63,8 @@ int run(int argc, char** argv) {
                                                 mpq::kVersion.minor, mpq::kVersion.patch));
   app.require_subcommand(1);
   mpq::tool::add_inspect(app);
+  mpq::tool::add_verify(app);
+  mpq::tool::add_convert(app);
   mpq::tool::add_dequantize(app);
   mpq::tool::add_run(app);
   try {

@@ -3,15 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "commands.hpp"
-#include "mpq/device.hpp"
+#include "device.hpp"
 #include "mpq/error.hpp"
 #include "mpq/model.hpp"
+#include "output.hpp"
 
 namespace mpq::tool {
 
@@ -20,22 +21,8 @@ namespace {
 struct RunArguments {
   std::string layer, input, output, device = "auto";
   std::optional<std::string> dtype;
+  std::shared_ptr<bool> json;
 };
-
-Device parse_device(const std::string& text) {
-  if (text == "auto") return Device::best();
-  if (text == "cpu") return Device::cpu();
-  if (text == "cuda") return Device::cuda(0);
-  const std::string_view prefix = "cuda:";
-  if (text.starts_with(prefix)) {
-    int index = -1;
-    const char* end = text.data() + text.size();
-    const auto [at, error] = std::from_chars(text.data() + prefix.size(), end, index);
-    if (error == std::errc() && at == end && index >= 0) return Device::cuda(index);
-  }
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("--device is \"{}\", expected auto, cpu, cuda or cuda:N", text));
-}
 
 /// The layer that is asked for; without one the only one.
 std::string choose_layer(const Checkpoint& checkpoint, const RunArguments& arguments) {
@@ -156,6 +143,18 @@ void run_layer(const CheckpointArguments& where, const RunArguments& arguments) 
       .shape = {batch, data.out_features},
       .bytes = std::as_bytes(std::span(y))};
   write_safetensors(arguments.output, {&out, 1});
+  if (*arguments.json) {
+    print_json({{"layer", name},
+                {"bits", bits_of(weights)},
+                {"in_features", data.in_features},
+                {"out_features", data.out_features},
+                {"batch", batch},
+                {"dtype", to_string(dtype)},
+                {"device", to_string(device)},
+                {"kernel", linear.describe(batch)},
+                {"output", arguments.output}});
+    return;
+  }
   fmt::print("{}: {} bits, {} -> {}, batch {}, {} on {}: {}\n", printable(name), bits_of(weights),
              data.in_features, data.out_features, batch, to_string(dtype), to_string(device),
              linear.describe(batch));
@@ -174,13 +173,13 @@ void add_run(CLI::App& app) {
       ->required();
   command->add_option("-o,--output", arguments->output, "safetensors file to write, with y")
       ->required();
-  command->add_option("--device", arguments->device, "auto, cpu, cuda or cuda:N")
-      ->capture_default_str();
+  command->add_option("--device", arguments->device, kDeviceHelp)->capture_default_str();
   command
       ->add_option("--dtype", arguments->dtype,
                    "Type of activations and y: f16 or bf16; default: that of x, for an F32 x that "
                    "of the scales")
       ->check(CLI::IsMember({"f16", "bf16"}));
+  arguments->json = add_json_flag(*command, "Prints JSON: layer, bits, batch, device, kernel, ...");
   command->callback([checkpoint, arguments] { run_layer(*checkpoint, *arguments); });
 }
 

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -95,6 +96,8 @@ std::string first_wrong(const std::vector<float>& y, DType dtype, const std::vec
 TEST_CASE("help and version", "[tool]") {
   for (const std::vector<std::string>& call : {std::vector<std::string>{"--help"},
                                                {"inspect", "--help"},
+                                               {"verify", "--help"},
+                                               {"convert", "--help"},
                                                {"dequantize", "--help"},
                                                {"run", "--help"}}) {
     const Result result = run_tool(call);
@@ -263,6 +266,119 @@ TEST_CASE("inspect lists the layers", "[tool]") {
   CHECK(fails({"inspect", golden.string(), "--dq-group-size", "-1"}, 4, "qstatistic"));
 }
 
+TEST_CASE("inspect gives a verdict, zeros, dense tensors, bytes and kernels", "[tool]") {
+  const TemporaryDirectory directory;
+  auto tensors = gptq_tensors({.prefix = "m.a"});
+  const auto more = gptq_tensors({.prefix = "m.b", .k = 128, .groups = 2, .bits = 8});
+  tensors.insert(tensors.end(), more.begin(), more.end());
+  tensor_of(tensors, "m.a.qzeros") = make_tensor("m.a.qzeros", SafetensorsType::I32, {2, 4},
+                                                 std::vector<std::uint32_t>(8, 0x88888888u));
+  tensors.push_back(
+      make_tensor("head.weight", SafetensorsType::F16, {4, 2}, std::vector<std::uint16_t>(8)));
+  tensors.push_back(
+      make_tensor("norm.weight", SafetensorsType::F16, {2}, std::vector<std::uint16_t>(2)));
+  write_tensors(directory / "model.safetensors", tensors);
+  write_text(directory / "quantize_config.json",
+             R"({"quant_method":"gptq","bits":4,"group_size":32,
+                "dynamic":{"m\\.b":{"bits":8,"group_size":64}}})");
+  const Result result = run_tool({"inspect", directory.path().string(), "--json"});
+  REQUIRE(result.code == 0);
+  const auto all = nlohmann::json::parse(result.out);
+  CHECK(all["verdict"] ==
+        "gptq, 8 bits, groups of 64 (1 layer); gptq_v2, 4 bits, groups of 32 (1 layer)");
+  CHECK(all["layers"][0]["note"].get<std::string>().find("labelled gptq") == 0);
+  CHECK_FALSE(all["layers"][1].contains("note"));
+  CHECK(all["zeros_histogram"]["4"].size() == 17);
+  CHECK(all["zeros_histogram"]["4"][8] == 64);
+  const auto counts = all["zeros_histogram"]["8"].get<std::vector<int>>();
+  CHECK(counts.size() == 257);
+  CHECK(std::accumulate(counts.begin(), counts.end(), 0) == 64);
+  CHECK(counts[0] == 0);
+  CHECK(all["dense_tensors"] == std::vector<std::string>{"head.weight", "norm.weight"});
+  CHECK(all["dense"][0]["dtype"] == "F16");
+  CHECK(all["dense"][0]["shape"] == std::vector<int>{4, 2});
+  CHECK(all["dense_bytes"] == 20);
+  CHECK(all["quantized_bytes"] ==
+        all["layers"][0]["bytes"].get<int>() + all["layers"][1]["bytes"].get<int>());
+  CHECK(all["layers"][0]["kernels"]["1"].get<std::string>().starts_with("decode"));
+  CHECK(all["layers"][0]["kernels"]["512"].get<std::string>().starts_with("prefill"));
+  const Result text = run_tool({"inspect", directory.path().string()});
+  CHECK(text.code == 0);
+  for (const char* words :
+       {"note: m.a: labelled gptq", "zeros of 4 bits: 8: 100.0%", "dense: head.weight F16 [4, 2]",
+        "dense: 1 tensors that are no matrices", "4 bits, 64 -> 32, batch 1: decode"}) {
+    INFO(text.out);
+    CHECK(text.out.find(words) != std::string::npos);
+  }
+}
+
+TEST_CASE("verify finds every golden good, and what is bad", "[tool][golden]") {
+  for (const auto& golden : golden_directories()) {
+    INFO(golden.filename().string());
+    const Result result = run_tool({"verify", golden.string(), "--device", "cpu", "--json"});
+    INFO(result.err);
+    REQUIRE(result.code == 0);
+    const auto all = nlohmann::json::parse(result.out);
+    CHECK(all["ok"] == true);
+    REQUIRE(all["layers"].size() == 1);
+    CHECK(all["layers"][0]["ok"] == true);
+    CHECK(all["layers"][0]["cpu_error"] > 0.0);
+    CHECK(all["layers"][0]["cpu_error"] < 1.0);
+  }
+  const TemporaryDirectory directory;
+  auto tensors = gptq_tensors({.prefix = "m.a"});
+  const auto more = gptq_tensors({.prefix = "m.b"});
+  tensors.insert(tensors.end(), more.begin(), more.end());
+  const std::uint16_t infinity = 0x7c00;
+  std::memcpy(tensors.back().bytes.data() + 10, &infinity, 2);
+  write_tensors(directory / "model.safetensors", tensors);
+  const Result bad = run_tool({"verify", directory.path().string(), "--bits", "4", "--group-size",
+                               "32", "--device", "cpu"});
+  CHECK(bad.code == 5);
+  CHECK(bad.out.find("good  m.a: cpu") != std::string::npos);
+  CHECK(bad.out.find("BAD   m.b: ") != std::string::npos);
+  CHECK(bad.err.find("mpq: error: 1 of 2 layers are bad, the first: ") == 0);
+  CHECK(std::count(bad.err.begin(), bad.err.end(), '\n') == 1);
+}
+
+TEST_CASE("convert is lossless, or tells the largest error", "[tool][golden]") {
+  const TemporaryDirectory directory;
+  const auto convert = [&](const std::string& golden, const std::string& format,
+                           const std::string& out, std::vector<std::string> more = {}) {
+    more.insert(more.begin(), {"convert", golden, "--to", format, "-o", out, "--json"});
+    return run_tool(more);
+  };
+  const auto golden = (kData / "gptq-w4-g32-desc-act").string();
+  const auto v2 = (directory / "v2").string(), back = (directory / "back").string();
+  const Result there = convert(golden, "gptq_v2", v2);
+  REQUIRE(there.code == 0);
+  const auto all = nlohmann::json::parse(there.out);
+  const bool lossless = all["lossless"];
+  CHECK((all["max_error"] == 0.0) == lossless);
+  REQUIRE(convert(v2, "compressed-tensors", (directory / "ct").string()).code == 0);
+  REQUIRE(convert((directory / "ct").string(), "gptq", back).code == 0);
+  CHECK(read_text(directory / "back" / "quantize_config.json").find("\"gptq\"") !=
+        std::string::npos);
+  const Result same = convert(golden, "gptq", (directory / "same").string(), {"--lossless"});
+  REQUIRE(same.code == 0);
+  CHECK(read_text(directory / "same" / "model.safetensors") ==
+        read_text(kData / "gptq-w4-g32-desc-act" / "model.safetensors"));
+  CHECK(directory.file_count() == 4);
+  // Act-order has no place in AWQ; float zeros none in GPTQ.
+  CHECK(
+      fails({"convert", golden, "--to", "awq", "-o", (directory / "x").string()}, 6, "act-order"));
+  const auto hqq = (kData / "hqq-w4-g64").string();
+  CHECK(fails({"convert", hqq, "--to", "gptq_v2", "-o", (directory / "x").string(), "--lossless"},
+              6, "largest error"));
+  CHECK(directory.file_count() == 4);
+  const Result lossy = convert(hqq, "gptq_v2", (directory / "x").string());
+  REQUIRE(lossy.code == 0);
+  const auto told = nlohmann::json::parse(lossy.out);
+  CHECK(told["lossless"] == false);
+  CHECK(told["max_error"] > 0.0);
+  CHECK(told["lossy_layers"][0]["name"] == kLayer);
+}
+
 TEST_CASE("errors have their codes, one line and no file", "[tool]") {
   const TemporaryDirectory directory;
   const auto golden = (kData / "gptq-w4-g128").string();
@@ -274,7 +390,11 @@ TEST_CASE("errors have their codes, one line and no file", "[tool]") {
     return call;
   };
   CHECK(fails({}, 2, "--help"));
-  CHECK(fails({"convert"}, 2, "--help"));
+  CHECK(fails({"invent"}, 2, "--help"));
+  CHECK(fails({"convert", golden, "-o", output}, 2, "--to"));
+  CHECK(fails({"convert", golden, "-o", output, "--to", "hqq"}, 2, "hqq"));
+  CHECK(fails({"convert", golden, "-o", golden, "--to", "gptq"}, 2, "no empty directory"));
+  CHECK(fails({"convert", golden, "-o", output + "/a/b", "--to", "gptq"}, 3, "a/b"));
   CHECK(fails({"inspect"}, 2, "DIR"));
   CHECK(fails({"inspect", golden, "--bits", "four"}, 2, "four"));
   CHECK(fails({"inspect", golden, "--asymmetric", "--symmetric"}, 2, "excludes"));
