@@ -1,7 +1,5 @@
 // Runs the mpq program: exit codes, one line on stderr, right numbers, and no file after an error.
 
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -17,6 +15,7 @@
 #include "host/checkpoint_files.hpp"
 #include "mpq/checkpoint.hpp"
 #include "support/catch.hpp"
+#include "tool/run_tool.hpp"
 
 using namespace mpq;
 using namespace mpq::test;
@@ -25,37 +24,6 @@ namespace {
 
 const std::filesystem::path kData(MPQ_TEST_DATA);
 constexpr auto kLayer = "model.layers.0.mlp.down_proj";
-
-struct Result {
-  int code = -1;
-  std::string out, err;
-};
-
-std::string shell_quoted(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? "'\\''" : std::string(1, c);
-  return out + "'";
-}
-
-Result run_tool(const std::vector<std::string>& arguments) {
-  const TemporaryDirectory directory;
-  std::string command = shell_quoted(MPQ_TOOL);
-  for (const auto& argument : arguments) command.append(" ").append(shell_quoted(argument));
-  command.append(" >").append(shell_quoted((directory / "out").string()));
-  command.append(" 2>").append(shell_quoted((directory / "err").string()));
-  const int status = std::system(command.c_str());
-  REQUIRE(WIFEXITED(status));  // not killed by a signal
-  return {WEXITSTATUS(status), read_text(directory / "out"), read_text(directory / "err")};
-}
-
-/// Whether the call fails with this code and one line on stderr that has `words`.
-bool fails(const std::vector<std::string>& arguments, int code, const std::string& words) {
-  const Result result = run_tool(arguments);
-  UNSCOPED_INFO("exit code " << result.code << ", stderr: " << result.err);
-  return result.code == code && result.out.empty() && result.err.starts_with("mpq: error: ") &&
-         result.err.find(words) != std::string::npos &&
-         std::count(result.err.begin(), result.err.end(), '\n') == 1 && result.err.back() == '\n';
-}
 
 std::vector<float> floats(const TensorCopy& tensor) {
   if (tensor.type == SafetensorsType::F32) return tensor.values<float>();
