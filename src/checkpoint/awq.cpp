@@ -142,7 +142,8 @@ std::vector<EncodedTensor> encode(const WeightsData& weights, int) {
   return tensors;
 }
 
-SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+SettingsTree written_settings(std::span<const WrittenLayer> layers,
+                              const std::vector<std::string>& dense) {
   for (const auto& layer : layers) {
     if (layer.group_size == layers[0].group_size) continue;
     fail(ErrorCode::unsupported, "AWQ has one group_size for all layers: {} has {}, {} has {}",
@@ -153,7 +154,8 @@ SettingsTree written_settings(std::span<const WrittenLayer> layers) {
       .set("bits", 4)
       .set("group_size", layers[0].group_size)
       .set("zero_point", true)
-      .set("version", "gemm");
+      .set("version", "gemm")
+      .set("modules_to_not_convert", dense);
 }
 
 constexpr FormatWriter kWriter{fit, encode, written_settings, "quant_config.json"};

@@ -226,7 +226,8 @@ SettingsTree group_settings(const WrittenLayer& layer, std::vector<std::string> 
 }
 
 /// Most layers are in the group of the class "Linear", the others in groups that name them.
-SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+SettingsTree written_settings(std::span<const WrittenLayer> layers,
+                              const std::vector<std::string>& dense) {
   const WrittenLayer& usual = usual_layer(layers, same_settings);
   std::vector<std::pair<const WrittenLayer*, std::vector<std::string>>> others;
   for (const auto& layer : layers) {
@@ -247,7 +248,7 @@ SettingsTree written_settings(std::span<const WrittenLayer> layers) {
       .set("format", "pack-quantized")
       .set("quantization_status", "compressed")
       .set("config_groups", groups)
-      .set("ignore", std::vector<std::string>{"lm_head"});
+      .set("ignore", dense);
 }
 
 constexpr FormatWriter kWriter{fit, encode, written_settings, nullptr};

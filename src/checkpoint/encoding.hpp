@@ -58,7 +58,9 @@ struct FormatWriter {
   std::vector<EncodedTensor> (*encode)(const WeightsData& weights, int bits);
   /// quantization_config of config.json for all layers (there is at least one). Throws
   /// Error(unsupported) for layers that differ in what the format has only once.
-  SettingsTree (*settings)(std::span<const WrittenLayer> layers);
+  /// `dense` are layers that stay as they are.
+  SettingsTree (*settings)(std::span<const WrittenLayer> layers,
+                           const std::vector<std::string>& dense);
   /// A file that has the same settings again; null: none.
   const char* settings_file;
 };

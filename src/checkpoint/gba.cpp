@@ -272,7 +272,8 @@ void set_layer(SettingsTree& settings, const WrittenLayer& layer) {
       .set("dq_mode", layer.per_channel ? 1 : 2);
 }
 
-SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+SettingsTree written_settings(std::span<const WrittenLayer> layers,
+                              const std::vector<std::string>&) {
   const WrittenLayer& usual = usual_layer(layers, same_settings);
   SettingsTree settings, strategy;
   settings.set("quant_method", "gba");

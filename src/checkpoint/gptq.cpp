@@ -124,7 +124,8 @@ bool same_settings(const WrittenLayer& a, const WrittenLayer& b) {
 }
 
 template <int kVersion>
-SettingsTree written_settings(std::span<const WrittenLayer> layers) {
+SettingsTree written_settings(std::span<const WrittenLayer> layers,
+                              const std::vector<std::string>&) {
   const WrittenLayer& usual = usual_layer(layers, same_settings);
   SettingsTree settings, dynamic;
   settings.set("bits", usual.bits)

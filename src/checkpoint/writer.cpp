@@ -88,6 +88,7 @@ struct CheckpointWriter::Impl {
   CheckpointWriterOptions options;
   const FormatWriter* writer;
   std::vector<WrittenLayer> layers;
+  std::vector<std::string> dense;                            ///< layers that are not quantised
   std::vector<std::pair<std::string, EncodedTensor>> shard;  ///< names and tensors, not yet written
   std::uint64_t shard_bytes = 0, total_bytes = 0;
   std::vector<std::vector<std::string>> shard_names;  ///< the tensors of each shard
@@ -167,7 +168,7 @@ struct CheckpointWriter::Impl {
   }
 
   void write_settings() {
-    const SettingsTree settings = writer->settings(layers);
+    const SettingsTree settings = writer->settings(layers, dense);
     if (writer->settings_file != nullptr) {
       write_text(part / writer->settings_file, settings_text(settings));
     }
@@ -218,6 +219,10 @@ EncodingLoss CheckpointWriter::add(const std::string& layer, const AnyQuantizedW
 }
 
 void CheckpointWriter::add_tensor(const SafetensorsTensor& tensor) {
+  constexpr std::string_view kWeight = ".weight";
+  if (tensor.shape.size() == 2 && tensor.name.ends_with(kWeight)) {
+    impl_->dense.push_back(tensor.name.substr(0, tensor.name.size() - kWeight.size()));
+  }
   impl_->make_room(tensor.bytes.size());
   impl_->add(tensor.name, {.suffix = {},
                            .type = tensor.type,

@@ -12,6 +12,7 @@ namespace mpq::tool {
 void add_inspect(CLI::App& app);
 void add_verify(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_quantize(CLI::App& app);
 void add_dequantize(CLI::App& app);
 void add_run(CLI::App& app);
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "host/checkpoint_files.hpp"
 #include "mpq/checkpoint.hpp"
+#include "mpq/quantize.hpp"
 #include "support/catch.hpp"
 #include "tool/run_tool.hpp"
 
@@ -66,6 +68,7 @@ TEST_CASE("help and version", "[tool]") {
                                                {"inspect", "--help"},
                                                {"verify", "--help"},
                                                {"convert", "--help"},
+                                               {"quantize", "--help"},
                                                {"dequantize", "--help"},
                                                {"run", "--help"}}) {
     const Result result = run_tool(call);
@@ -345,6 +348,90 @@ TEST_CASE("convert is lossless, or tells the largest error", "[tool][golden]") {
   CHECK(told["lossless"] == false);
   CHECK(told["max_error"] > 0.0);
   CHECK(told["lossy_layers"][0]["name"] == kLayer);
+}
+
+TEST_CASE("quantize makes every format, by every method, and tells the errors", "[tool]") {
+  const TemporaryDirectory directory;
+  const auto dense = directory / "dense";
+  std::filesystem::create_directory(dense);
+  constexpr std::size_t kIn = 128, kOut = 32, kRows = 200;
+  Random random(1);
+  const auto normal = [&](std::size_t count, double size) {
+    std::vector<float> values(count);
+    for (auto& value : values) value = static_cast<float>(size * random.normal());
+    return values;
+  };
+  const auto up = normal(kIn * kOut, 0.02), bias = normal(kOut, 1.0);
+  const auto down = normal(kIn * kOut, 0.02);
+  std::vector<std::uint16_t> down_bf16;
+  for (const float value : down) down_bf16.push_back(float_to_bf16(value));
+  write_tensors(dense / "model.safetensors",
+                {make_tensor("m.up.weight", SafetensorsType::F32, {kOut, kIn}, up),
+                 make_tensor("m.up.bias", SafetensorsType::F32, {kOut}, bias),
+                 make_tensor("m.down.weight", SafetensorsType::BF16, {kOut, kIn}, down_bf16),
+                 make_tensor("m.norm.weight", SafetensorsType::F32, {kOut}, bias),
+                 make_tensor("lm_head.weight", SafetensorsType::F32, {kOut, kIn}, up)});
+  write_text(dense / "config.json", R"({"model_type":"test"})");
+  auto x = normal(kRows * kIn, 1.0);
+  for (std::size_t i = 1; i < x.size(); ++i) x[i] = 0.9f * x[i - 1] + 0.3f * x[i];
+  const auto calibration = (directory / "x.safetensors").string();
+  write_tensors(calibration, {make_tensor("m.up", SafetensorsType::F32, {kRows, kIn}, x),
+                              make_tensor("m.down", SafetensorsType::F32, {kRows, kIn}, x)});
+  int round = 0;
+  std::map<std::string, double> output_errors;
+  for (const std::string format : {"gptq", "gptq_v2", "awq", "compressed-tensors", "gba"}) {
+    for (const std::string method : {"nearest", "hqq", "gptq"}) {
+      INFO(format << " " << method);
+      const auto out = directory / std::to_string(round++);
+      const Result result =
+          run_tool({"quantize", dense.string(), "--to", format, "-o", out.string(), "--method",
+                    method, "--group-size", "64", "--calibration", calibration, "--json"});
+      INFO(result.err);
+      REQUIRE(result.code == 0);
+      const auto all = nlohmann::json::parse(result.out);
+      CHECK(all["dense_tensors"] == 2);
+      REQUIRE(all["layers"].size() == 2);
+      CHECK(all["layers"][1]["name"] == "m.up");
+      CHECK(all["layers"][1]["relative_error"] < 0.15);
+      CHECK(all["layers"][1].contains("format_max_error") == (format == "gba"));
+      output_errors[method] = all["layers"][1]["relative_output_error"];
+      const auto made = Checkpoint::open(out);
+      REQUIRE(made.layers().size() == 2);
+      CHECK(made.dense_tensors() == std::vector<std::string>{"lm_head.weight", "m.norm.weight"});
+      CHECK(made.layers()[0].dtype == (format == "awq" ? DType::f16 : DType::bf16));
+      CHECK(made.layers()[1].dtype == DType::f16);
+      CHECK(data_of(made.read("m.up")).bias == bias);
+      const double error = relative_error(up, made.read("m.up"));
+      if (format != "gba") {
+        const double told = all["layers"][1]["relative_error"];
+        CHECK(std::abs(error - told) <= 1e-9 * told);
+      }
+      CHECK(error < 0.2);
+      CHECK(run_tool({"verify", out.string(), "--device", "cpu"}).code == 0);
+    }
+    CHECK(output_errors["gptq"] < 0.8 * output_errors["nearest"]);
+  }
+  const auto quantize = [&](std::vector<std::string> more) {
+    more.insert(more.begin(),
+                {"quantize", dense.string(), "-o", (directory / "out").string(), "--to", "gptq"});
+    return more;
+  };
+  const auto files = directory.file_count();
+  CHECK(fails(quantize({"--method", "gptq"}), 2, "--calibration"));
+  CHECK(fails(quantize({"--act-order"}), 2, "--method gptq"));
+  CHECK(fails(quantize({"--bits", "3"}), 2, "bits is 3"));
+  CHECK(fails(quantize({"--exclude", "("}), 2, "regular expression"));
+  CHECK(fails(quantize({"--include", "none"}), 4, "no matrix"));
+  CHECK(fails(quantize({"--exclude", "", "--method", "gptq", "--calibration", calibration}), 4,
+              "\"lm_head\""));
+  CHECK(fails(quantize({"--method", "hqq", "--symmetric"}), 2, "symmetric"));
+  CHECK(directory.file_count() == files);
+  REQUIRE(run_tool(quantize({"--method", "gptq", "--calibration", calibration, "--act-order",
+                             "--symmetric", "--group-size", "32"}))
+              .code == 0);
+  const auto ordered = Checkpoint::open(directory / "out");
+  CHECK(ordered.layers()[1].act_order);
+  CHECK(ordered.layers()[1].note.empty());
 }
 
 TEST_CASE("errors have their codes, one line and no file", "[tool]") {
