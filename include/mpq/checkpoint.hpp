@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "mpq/mixed_weights.hpp"
 #include "mpq/quantized_weights.hpp"
 #include "mpq/types.hpp"
 
@@ -110,7 +111,7 @@ void write_safetensors(const std::filesystem::path& path,
 
 /// Settings that files may lack or have wrong; set ones win over the files'.
 struct CheckpointOptions {
-  /// "gptq", "gptq_v2", "gba", "awq", "compressed-tensors", "hqq" or "mlx"
+  /// "gptq", "gptq_v2", "gba", "gba-mixed", "awq", "compressed-tensors", "hqq" or "mlx"
   std::optional<std::string> format;
   std::optional<int> bits;
   std::optional<int> group_size;
@@ -121,9 +122,10 @@ struct CheckpointOptions {
 
 /// What is known of a quantised layer without decoding it.
 struct LayerInfo {
-  std::string name;    ///< prefix of its tensors: "model.layers.0.mlp.down_proj"
-  std::string format;  ///< as in CheckpointOptions
-  int bits = 0;
+  std::string name;             ///< prefix of its tensors: "model.layers.0.mlp.down_proj"
+  std::string format;           ///< as in CheckpointOptions
+  int bits = 0;                 ///< 0 with mixed_bits
+  std::vector<int> mixed_bits;  ///< several widths in this layer, in the order of the file
   std::int64_t in_features = 0, out_features = 0;
   int group_size = -1;
   ZeroKind zero_kind = ZeroKind::none;
@@ -149,6 +151,9 @@ class Checkpoint {
 
   /// Sorted by name.
   const std::vector<LayerInfo>& layers() const noexcept;
+  /// One of them. Throws Error(invalid_argument), naming the closest, if there is none of that
+  /// name.
+  const LayerInfo& layer(std::string_view name) const;
   /// Names of tensors that belong to no quantised layer, sorted.
   const std::vector<std::string>& dense_tensors() const noexcept;
   /// One of dense_tensors(), or any other tensor; its bytes live as long as this object. Throws
@@ -160,6 +165,8 @@ class Checkpoint {
   /// Decodes one layer. Throws Error(invalid_argument) if there is none of that name,
   /// Error(invalid_weights) or Error(invalid_file) naming the tensor that does not fit.
   AnyQuantizedWeights read(std::string_view layer) const;
+  /// The same for a layer with LayerInfo::mixed_bits, which read() refuses.
+  MixedWeights read_mixed(std::string_view layer) const;
 
  private:
   struct Impl;

@@ -10,6 +10,7 @@
 #include "mpq/matrix.hpp"
 #include "mpq/checkpoint.hpp"
 #include "mpq/quantized_weights.hpp"
+#include "mpq/mixed_weights.hpp"
 #include "mpq/pack.hpp"
 #include "mpq/quantize.hpp"
 #include "mpq/checkpoint_writer.hpp"

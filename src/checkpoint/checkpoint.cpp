@@ -143,6 +143,10 @@ const std::vector<LayerInfo>& Checkpoint::layers() const noexcept {
   return impl_->infos;
 }
 
+const LayerInfo& Checkpoint::layer(std::string_view name) const {
+  return impl_->infos[impl_->index_of(name)];
+}
+
 const std::vector<std::string>& Checkpoint::dense_tensors() const noexcept {
   return impl_->dense;
 }
@@ -174,9 +178,29 @@ AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
   const auto index = impl_->index_of(layer);
   const LayerInfo& info = impl_->infos[index];
   const auto& found = impl_->layers[index];
+  if (!info.mixed_bits.empty()) {
+    fail(ErrorCode::unsupported, "layer {}: its widths are {} bits: it is read with read_mixed",
+         in_quotes(layer), fmt::join(info.mixed_bits, ", "));
+  }
   try {
     auto weights = make_quantized_weights(info.bits, found.format->decode(found.tensors, info));
     check_structure(data_of(weights), info.bits);
+    return weights;
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));
+  }
+}
+
+MixedWeights Checkpoint::read_mixed(std::string_view layer) const {
+  const auto index = impl_->index_of(layer);
+  const auto& found = impl_->layers[index];
+  if (found.format->decode_mixed == nullptr) {
+    fail(ErrorCode::unsupported, "layer {}: it has one width, {} bits: it is read with read",
+         in_quotes(layer), impl_->infos[index].bits);
+  }
+  try {
+    auto weights = found.format->decode_mixed(found.tensors, impl_->infos[index]);
+    check_structure(weights);
     return weights;
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));

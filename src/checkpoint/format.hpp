@@ -9,6 +9,7 @@
 #include "checkpoint/settings.hpp"
 #include "checkpoint/tensors.hpp"
 #include "mpq/checkpoint.hpp"
+#include "mpq/mixed_weights.hpp"
 #include "mpq/quantized_weights.hpp"
 
 namespace mpq::detail {
@@ -32,9 +33,11 @@ struct Format {
   const FormatWriter* writer = nullptr;
   /// Integer zeros [G, N] of a layer that has ZeroKind::integer; null where none has.
   std::vector<std::uint16_t> (*zeros)(const LayerTensors& tensors, const LayerInfo& info) = nullptr;
+  /// In place of decode, for layers with LayerInfo::mixed_bits.
+  MixedWeights (*decode_mixed)(const LayerTensors& tensors, const LayerInfo& info) = nullptr;
 };
 
-extern const Format kGptq, kGptqV2, kGba, kAwq, kCompressedTensors, kHqq, kMlx;
+extern const Format kGptq, kGptqV2, kGba, kGbaMixed, kAwq, kCompressedTensors, kHqq, kMlx;
 
 /// All of them; of several that claim a layer the first has it.
 std::span<const Format* const> formats();

@@ -9,8 +9,8 @@ namespace mpq::detail {
 namespace {
 
 // Awq before kGptq: same names, but its shapes tell it apart.
-constexpr std::array<const Format*, 7> kFormats{
-    &kCompressedTensors, &kHqq, &kMlx, &kGba, &kAwq, &kGptq, &kGptqV2};
+constexpr std::array<const Format*, 8> kFormats{
+    &kGbaMixed, &kCompressedTensors, &kHqq, &kMlx, &kGba, &kAwq, &kGptq, &kGptqV2};
 
 constexpr std::array<SettingsReader, 7> kReaders{
     read_gptq_settings,       read_gba_settings, read_awq_settings,

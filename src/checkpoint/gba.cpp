@@ -105,6 +105,7 @@ void inspect_codes(const LayerInfo& info, const Tensor& codes, std::int64_t part
 }
 
 LayerInfo inspect(const LayerTensors& tensors, const LayerSettings& settings) {
+  if (kGbaMixed.claims(tensors)) return kGbaMixed.inspect(tensors, settings);
   const bool asymmetric =
       settings.asymmetric.value_or(!tensors.has("qstatistic") && tensors.has("qzeros"));
   // Any tensor with a row for each group serves to find out about the groups.
@@ -307,11 +308,7 @@ void read_gba_settings(const SettingsObject& object, std::string_view layer,
     const auto entry = entry_by_name(*layers, layer.substr(block.size() + 1));
     if (!entry) continue;
     const auto bits = entry->integers("bits");
-    if (bits.size() > 1) {
-      fail(ErrorCode::unsupported, "{}: bits of {} widths in one layer", entry->where(),
-           bits.size());
-    }
-    if (bits.empty()) return;
+    if (bits.size() != 1) return;  // of a mix the tensors tell
     if (!settings.bits) settings.bits = bits[0];
     const auto sizes = entry->object_if("group_size");
     if (!settings.group_size && sizes) {

@@ -36,6 +36,11 @@ void dequantize_all(const CheckpointArguments& arguments, const std::string& out
     ProgressBar bar(layers.size());
     write_safetensors(output, tensors, [&](std::size_t index, const auto& write) {
       bar.show(done++, layers[index].name);
+      if (!layers[index].mixed_bits.empty()) {
+        const std::vector<float> dense = dequantize(checkpoint.read_mixed(layers[index].name));
+        write(std::as_bytes(std::span(dense)));
+        return;
+      }
       const AnyQuantizedWeights weights = checkpoint.read(layers[index].name);
       try {
         check_values(data_of(weights), bits_of(weights));

@@ -38,6 +38,12 @@ Totals totals_of(const Checkpoint& checkpoint) {
   return totals;
 }
 
+/// "4", or "8+3" for widths that are mixed inside the layer.
+std::string bits_text(const LayerInfo& layer) {
+  return layer.mixed_bits.empty() ? std::to_string(layer.bits)
+                                  : fmt::format("{}", fmt::join(layer.mixed_bits, "+"));
+}
+
 std::string group_text(int group_size) {
   return group_size == -1 ? "one group for all input features"
                           : fmt::format("groups of {}", group_size);
@@ -47,8 +53,8 @@ std::string group_text(int group_size) {
 std::string verdict(const Checkpoint& checkpoint) {
   std::map<std::string, int> kinds;
   for (const auto& layer : checkpoint.layers()) {
-    ++kinds[fmt::format("{}, {} bits, {}{}", layer.format, layer.bits, group_text(layer.group_size),
-                        layer.act_order ? ", act-order" : "")];
+    ++kinds[fmt::format("{}, {} bits, {}{}", layer.format, bits_text(layer),
+                        group_text(layer.group_size), layer.act_order ? ", act-order" : "")];
   }
   if (kinds.empty()) return "no quantised layer";
   std::vector<std::pair<int, std::string>> ranked;
@@ -92,6 +98,10 @@ Json layer_json(const LayerInfo& layer, const DeviceTraits& traits) {
             {"double_quantized", layer.double_quantized},
             {"bytes", layer.bytes}};
   if (!layer.note.empty()) json["note"] = layer.note;
+  if (!layer.mixed_bits.empty()) {
+    json["mixed_bits"] = layer.mixed_bits;
+    return json;
+  }
   auto& kernels = json["kernels"];
   for (const auto batch : kBatches) {
     kernels[std::to_string(batch)] = kernel_text(layer, batch, traits);
@@ -138,7 +148,7 @@ void print_layers(const Checkpoint& checkpoint) {
     if (layer.double_quantized) also += " double-quantised";
     if (layer.bias) also += " bias";
     fmt::print("{:<{}}  {:<{}}  {:>4}  {:>7}  {:>7}  {:>5}  {:<7}  {:<5} {}\n",
-               printable(layer.name), width, layer.format, format_width, layer.bits,
+               printable(layer.name), width, layer.format, format_width, bits_text(layer),
                layer.in_features, layer.out_features, layer.group_size, to_string(layer.zero_kind),
                to_string(layer.dtype), also);
   }
@@ -182,6 +192,7 @@ void print_kernels(const Checkpoint& checkpoint) {
   fmt::print("kernels on {}:\n", device.name);
   std::set<std::tuple<int, std::int64_t, std::int64_t, bool>> seen;
   for (const auto& layer : checkpoint.layers()) {
+    if (!layer.mixed_bits.empty()) continue;  // pieces, cut when it is run
     if (!seen.emplace(layer.bits, layer.in_features, layer.out_features, layer.act_order).second) {
       continue;
     }

@@ -9,8 +9,8 @@
 
 #include "commands.hpp"
 #include "device.hpp"
+#include "forward.hpp"
 #include "mpq/error.hpp"
-#include "mpq/model.hpp"
 #include "mpq/pack.hpp"
 #include "output.hpp"
 
@@ -42,7 +42,9 @@ std::vector<std::uint16_t> make_input(std::int64_t k, DType dtype) {
 struct Expected {
   std::vector<double> y, magnitude;
 
-  Expected(const WeightsData& data, const std::vector<float>& dense,
+  /// `Weights` are WeightsData or MixedWeights.
+  template <class Weights>
+  Expected(const Weights& data, const std::vector<float>& dense,
            const std::vector<std::uint16_t>& x, DType dtype) {
     const auto n = static_cast<std::size_t>(data.out_features);
     const auto k = static_cast<std::size_t>(data.in_features);
@@ -73,7 +75,7 @@ double half_ulp(double value, DType dtype) {
 /// The largest |y - expected| as a share of its bound: float32 accumulation, one rounding of y, and
 /// where the device has tensor cores one of each weight.
 double largest_share(const std::vector<std::uint16_t>& y, const Expected& expected, DType dtype,
-                     std::int64_t k, bool weights_rounded) {
+                     std::int64_t k, bool weights_rounded, bool mixed) {
   const double largest = dtype == DType::f16 ? 65504.0 : 0x1.fep127;
   double share = 0;
   for (std::size_t i = 0; i < y.size(); ++i) {
@@ -83,6 +85,8 @@ double largest_share(const std::vector<std::uint16_t>& y, const Expected& expect
       bound += expected.magnitude[i] * (dtype == DType::f16 ? 0x1p-11 : 0x1p-8);
       if (dtype == DType::f16) bound += static_cast<double>(k) * 0x1p-25;  // subnormal weights
     }
+    // Of pieces each is rounded to 16 bits, and so is x times channel_scale.
+    if (mixed) bound += expected.magnitude[i] * (dtype == DType::f16 ? 0x1p-10 : 0x1p-7);
     if (std::isinf(value) && std::abs(reference) + bound >= largest) continue;
     const double each = std::abs(value - reference) / bound;
     if (!(each <= share)) share = std::isnan(each) ? HUGE_VAL : each;
@@ -90,36 +94,27 @@ double largest_share(const std::vector<std::uint16_t>& y, const Expected& expect
   return share;
 }
 
-std::vector<std::uint16_t> forward(const AnyQuantizedWeights& weights, Device device, DType dtype,
-                                   const std::vector<std::uint16_t>& x) {
-  const WeightsData& data = data_of(weights);
-  AnyLinear linear(weights, device, dtype);
-  linear.check_parameters();
-  linear.prepare_params();
-  std::vector<std::uint16_t> y(static_cast<std::size_t>(kRows * data.out_features));
-  DeviceBuffer x_device(device, 2 * x.size()), y_device(device, 2 * y.size());
-  const DeviceBuffer workspace(device, linear.workspace_bytes(kRows));
-  x_device.copy_from_host(x.data(), 2 * x.size());
-  linear.forward({x_device.data(), dtype, kRows, data.in_features},
-                 {y_device.data(), dtype, kRows, data.out_features}, workspace);
-  y_device.copy_to_host(y.data(), 2 * y.size());
-  return y;
-}
-
 Verdict verify_layer(const Checkpoint& checkpoint, const LayerInfo& info, Device device) {
   Verdict verdict{.layer = info.name, .note = info.note, .problem = {}};
   try {
-    const AnyQuantizedWeights weights = checkpoint.read(info.name);
-    const WeightsData& data = data_of(weights);
-    check_values(data, info.bits);
-    const auto x = make_input(data.in_features, data.dtype);
-    const Expected expected(data, dequantize(weights), x, data.dtype);
-    const auto share = [&](Device where) {
-      return largest_share(forward(weights, where, data.dtype, x), expected, data.dtype,
-                           data.in_features, where.is_cuda());
+    const auto x = make_input(info.in_features, info.dtype);
+    const bool mixed = !info.mixed_bits.empty();
+    const auto run = [&](const auto& weights, const Expected& expected) {
+      const auto share = [&](Device where) {
+        return largest_share(forward(weights, where, info.dtype, x, kRows).y, expected, info.dtype,
+                             info.in_features, where.is_cuda(), mixed);
+      };
+      verdict.cpu_share = share(Device::cpu());
+      if (device.is_cuda()) verdict.device_share = share(device);
     };
-    verdict.cpu_share = share(Device::cpu());
-    if (device.is_cuda()) verdict.device_share = share(device);
+    if (mixed) {
+      const MixedWeights weights = checkpoint.read_mixed(info.name);
+      run(weights, Expected(weights, dequantize(weights), x, info.dtype));
+    } else {
+      const AnyQuantizedWeights weights = checkpoint.read(info.name);
+      check_values(data_of(weights), info.bits);
+      run(weights, Expected(data_of(weights), dequantize(weights), x, info.dtype));
+    }
     for (const auto& [where, value] :
          {std::pair{Device::cpu(), verdict.cpu_share}, std::pair{device, verdict.device_share}}) {
       if (value <= 1) continue;

@@ -434,6 +434,46 @@ TEST_CASE("quantize makes every format, by every method, and tells the errors", 
   CHECK(ordered.layers()[1].note.empty());
 }
 
+TEST_CASE("a layer of mixed widths runs in pieces, or says which width cannot", "[tool]") {
+  const TemporaryDirectory directory;
+  const std::string in = directory.path().string(), out = (directory / "out").string();
+  // Groups of 32 features with 8, 4 and `last` bits.
+  const auto write = [&](std::uint16_t last) {
+    constexpr std::int64_t kOut = 16;
+    const std::int64_t rows = 12 + last;
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(rows * kOut), 0x12345678u);
+    write_tensors(directory / "model.safetensors",
+                  {make_tensor("m.qweight", SafetensorsType::I32, {rows, kOut}, words),
+                   make_tensor("m.q_groups", SafetensorsType::I16, {6},
+                               std::vector<std::uint16_t>{8, 0, 4, 8, last, 12}),
+                   make_tensor("m.scales", SafetensorsType::F16, {3, kOut},
+                               std::vector<std::uint16_t>(3 * kOut, 0x2c00)),
+                   make_tensor("m.zeros", SafetensorsType::F16, {3, kOut},
+                               std::vector<std::uint16_t>(3 * kOut, 0x3c00))});
+  };
+  write(2);
+  CHECK(run_tool({"verify", in, "--device", "cpu"}).code == 0);
+  CHECK(run_tool({"inspect", in}).out.find("gba-mixed, 8+4+2 bits") == 0);
+  const auto x = (directory / "x.safetensors").string();
+  write_tensors(x, {make_tensor("x", SafetensorsType::F32, {1, 96}, std::vector<float>(96, 0.5f))});
+  const std::vector<std::string> run{"run", in, "--input", x, "-o", out, "--device", "cpu"};
+  const Result result = run_tool(run);
+  REQUIRE(result.code == 0);
+  CHECK(result.out.find("m: 8+4+2 bits, 96 -> 16") == 0);
+  REQUIRE(run_tool({"dequantize", in, "-o", (directory / "d").string()}).code == 0);
+  const auto dense = read_tensors(directory / "d").at(0).values<float>();
+  const auto y = floats(read_tensors(out).at(0));
+  double sum = 0;
+  for (std::size_t i = 0; i < 96; ++i) sum += 0.5 * dense[i];
+  CHECK(std::abs(y[0] - sum) <= std::abs(sum) * 0x1p-9);
+  std::filesystem::remove(out);
+  write(3);
+  CHECK(fails(run, 6, "3 bits"));
+  CHECK_FALSE(std::filesystem::exists(out));
+  CHECK(run_tool({"dequantize", in, "-o", (directory / "d").string()}).code == 0);
+  CHECK(fails({"convert", in, "--to", "gptq", "-o", out}, 6, "8, 4, 3"));
+}
+
 TEST_CASE("errors have their codes, one line and no file", "[tool]") {
   const TemporaryDirectory directory;
   const auto golden = (kData / "gptq-w4-g128").string();
