@@ -74,6 +74,9 @@ class SafetensorsFile {
   const SafetensorsEntry* find(std::string_view name) const noexcept;
   /// The tensor's bytes, little-endian, possibly misaligned for its type.
   std::span<const std::byte> bytes(const SafetensorsEntry& entry) const noexcept;
+  /// Lets go of the memory pages that hold nothing but this tensor; reading it again brings them
+  /// back from the file.
+  void release(const SafetensorsEntry& entry) const noexcept;
 
  private:
   struct Impl;
@@ -165,6 +168,12 @@ class Checkpoint {
   /// Decodes one layer. Throws Error(invalid_argument) if there is none of that name,
   /// Error(invalid_weights) or Error(invalid_file) naming the tensor that does not fit.
   AnyQuantizedWeights read(std::string_view layer) const;
+  /// Whether two layers have the same settings and tensors, byte for byte: tied weights that were
+  /// saved twice. Differing layers are told apart by their first bytes, mostly.
+  bool equal_layers(std::string_view a, std::string_view b) const;
+  /// Lets go of the memory pages of a layer's tensors, which come back from the file when they are
+  /// read again.
+  void release(std::string_view layer) const;
   /// The same for a layer with LayerInfo::mixed_bits, which read() refuses.
   MixedWeights read_mixed(std::string_view layer) const;
 

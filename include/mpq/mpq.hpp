@@ -19,4 +19,5 @@
 #include "mpq/workspace.hpp"
 #include "mpq/linear.hpp"
 #include "mpq/model.hpp"
+#include "mpq/quantized_model.hpp"
 // clang-format on

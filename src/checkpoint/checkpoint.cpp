@@ -191,6 +191,28 @@ AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
   }
 }
 
+bool Checkpoint::equal_layers(std::string_view a, std::string_view b) const {
+  const auto i = impl_->index_of(a), j = impl_->index_of(b);
+  const LayerInfo &x = impl_->infos[i], &y = impl_->infos[j];
+  if (x.format != y.format || x.bits != y.bits || x.group_size != y.group_size ||
+      x.zero_kind != y.zero_kind || x.act_order != y.act_order) {
+    return false;
+  }
+  const auto& left = impl_->layers[i].tensors.all();
+  const auto& right = impl_->layers[j].tensors.all();
+  return std::ranges::equal(left, right, [](const auto& l, const auto& r) {
+    const Tensor &p = l.second, &q = r.second;
+    return l.first == r.first && p.type() == q.type() && p.shape() == q.shape() &&
+           std::ranges::equal(p.file->bytes(*p.entry), q.file->bytes(*q.entry));
+  });
+}
+
+void Checkpoint::release(std::string_view layer) const {
+  for (const auto& [suffix, tensor] : impl_->layers[impl_->index_of(layer)].tensors.all()) {
+    tensor.file->release(*tensor.entry);
+  }
+}
+
 MixedWeights Checkpoint::read_mixed(std::string_view layer) const {
   const auto index = impl_->index_of(layer);
   const auto& found = impl_->layers[index];

@@ -64,6 +64,7 @@ class LayerTensors {
   const Tensor* find(std::string_view suffix) const;
   /// Throws Error(invalid_file) naming the tensor if there is none.
   const Tensor& get(std::string_view suffix) const;
+  const std::map<std::string, Tensor, std::less<>>& all() const noexcept { return *tensors_; }
   /// Of all of them, on disk.
   std::uint64_t bytes() const;
 
