@@ -154,8 +154,7 @@ Fitted fit_integer_zeros(WeightsData weights, int bits, int least, int most) {
   std::vector<CodeMap> maps(real.size());
   std::optional<CodeRange> range;  // only where something changes
   for (std::size_t i = 0; i < real.size(); ++i) {
-    const float before = to_float(data.scales[i], data.dtype);
-    float scale = before;
+    float scale = to_float(data.scales[i], data.dtype);
     if (std::isnan(real[i])) {
       maps[i] = fit.constant(data.affine_zeros[i], scale, zeros[i]);
     } else if (real[i] >= least && real[i] <= most && real[i] == std::nearbyint(real[i])) {

@@ -204,6 +204,7 @@ QuantizedModel QuantizedModel::load(const Checkpoint& checkpoint, Device device,
     if (first[i] == i) distinct.push_back(layers[i]);
   }
   const auto loaded = Loader(checkpoint, device, options, std::move(distinct)).run();
+  StreamRef().synchronize(device);  // so that any stream may use the layers
   QuantizedModel model;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     model.layers_.emplace(layers[i]->name, loaded[place[i]]);

@@ -51,10 +51,11 @@ void check_ranges(const LayerSettings& s, ErrorCode code, const std::string& whe
   }
 }
 
-/// The part of config.json that is about quantisation. MLX writes `quantization`, newer versions
-/// the same once more as quantization_config.
+/// The part of config.json that is about quantisation. Old compressed-tensors files call it
+/// compression_config; MLX writes `quantization`, newer versions the same as quantization_config.
 std::optional<SettingsObject> quantization_of(const SettingsObject& config) {
   if (auto inner = config.object("quantization_config")) return inner;
+  if (auto inner = config.object_if("compression_config")) return inner;
   return config.object_if("quantization");
 }
 

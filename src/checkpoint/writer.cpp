@@ -40,7 +40,7 @@ EncodingLoss loss_of(const AnyQuantizedWeights& before, const AnyQuantizedWeight
   EncodingLoss loss;
   for (std::size_t i = 0; i < a.size(); ++i) {
     const double error = std::abs(double{a[i]} - double{b[i]});
-    if (!(error <= loss.max_error)) loss.max_error = error;  // NaN too
+    if (!(error <= loss.max_error)) loss.max_error = std::isnan(error) ? HUGE_VAL : error;
     loss.max_weight = std::max(loss.max_weight, std::abs(double{a[i]}));
   }
   return loss;

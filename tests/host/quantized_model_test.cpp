@@ -123,6 +123,10 @@ TEST_CASE("a model's layers are those of the checkpoint", "[model]") {
         CHECK(seen.back().bytes_done == seen.back().bytes);
         CHECK(&model.layer("model.layers.0.proj") == &model.layer("model.layers.6.proj"));
         CHECK(&model.layer("head") == &model.layer("model.layers.3.proj"));
+        std::size_t prepared = 0;
+        auto ready = QuantizedModel::load(checkpoint, Device::cpu());
+        prepare_layers(ready.layers(), {}, [&](std::size_t done, std::size_t) { prepared = done; });
+        CHECK(prepared == 7);  // each was before
         const auto x = random_activations(2, 256, DType::f16, 5);
         for (const auto& info : checkpoint.layers()) {
           AnyLinear alone(checkpoint.read(info.name), Device::cpu(), DType::f16);
