@@ -54,19 +54,27 @@ constexpr int kIterations = 20;
 constexpr float kNorm = 0.7f;  // p: below 1, so that outliers do not pull
 constexpr float kBeta = 10.0f, kBetaGrowth = 1.01f;
 
-double loss(std::span<const float> weights, const GroupQuantizer& quantizer) {
+// From here on a zero has settled.
+constexpr float kSettled = 1e-4f;
+
+/// One step of the optimisation: the loss at the quantizer's zero, and the zero after it.
+struct Step {
+  double loss = 0;
+  float zero = 0;
+};
+
+Step step(std::span<const float> weights, const GroupQuantizer& quantizer, float beta) {
+  Step result;
   double sum = 0;
   for (const float w : weights) {
-    const float r = (w - quantizer.weight(quantizer.code(w))) / quantizer.scale;
-    sum += std::pow(std::abs(r), kNorm);
+    const auto q = static_cast<float>(quantizer.code(w));
+    const float steps = w / quantizer.scale, r = steps - (q - quantizer.zero);
+    const float size = std::abs(r), power = size == 0 ? 0 : std::pow(size, kNorm - 1);
+    result.loss += size * power;
+    sum += q - (steps - std::copysign(std::max(0.0f, size - power / beta), r));
   }
-  return sum;
-}
-
-float shrunk(float r, float beta) {
-  const float size = std::abs(r);
-  if (size == 0) return 0;
-  return std::copysign(std::max(0.0f, size - std::pow(size, kNorm - 1) / beta), r);
+  result.zero = static_cast<float>(sum / static_cast<double>(weights.size()));
+  return result;
 }
 
 }  // namespace
@@ -99,32 +107,27 @@ GroupQuantizer optimize_zero(std::span<const float> weights, const GroupQuantize
                              const QuantizeOptions& options) {
   if (start.scale == 0 || !std::isfinite(start.scale)) return start;
   GroupQuantizer best = start, now = start;
-  double best_loss = loss(weights, start);
-  const auto consider = [&](float zero) {
-    GroupQuantizer candidate = start;
-    candidate.zero = zero;
-    const double its_loss = loss(weights, candidate);
+  double best_loss = std::numeric_limits<double>::infinity();
+  float beta = kBeta, tried = std::numeric_limits<float>::quiet_NaN();
+  for (int i = 0; i < kIterations; ++i, beta *= kBetaGrowth) {
+    const Step here = step(weights, now, beta);
+    GroupQuantizer candidate = now;
+    double its_loss = here.loss;
+    if (!options.float_zeros) {  // now.zero is real from the second step on
+      candidate.zero = std::clamp(std::nearbyint(now.zero), 0.0f, static_cast<float>(now.largest));
+      if (candidate.zero != now.zero && candidate.zero != tried) {
+        its_loss = step(weights, candidate, beta).loss;
+      } else if (candidate.zero != now.zero) {
+        its_loss = best_loss;
+      }
+      tried = candidate.zero;
+    }
     if (its_loss < best_loss) {
       best_loss = its_loss;
       best = candidate;
     }
-  };
-  float beta = kBeta;
-  for (int i = 0; i < kIterations; ++i, beta *= kBetaGrowth) {
-    double sum = 0;
-    for (const float w : weights) {
-      const auto q = static_cast<float>(now.code(w));
-      const float steps = w / now.scale;
-      sum += q - (steps - shrunk(steps - (q - now.zero), beta));
-    }
-    const auto zero = static_cast<float>(sum / static_cast<double>(weights.size()));
-    if (options.float_zeros) {
-      consider(zero);
-    } else {
-      consider(std::clamp(std::nearbyint(zero), 0.0f, static_cast<float>(start.largest)));
-    }
-    if (zero == now.zero) break;
-    now.zero = zero;
+    if (std::abs(here.zero - now.zero) < kSettled) break;
+    now.zero = here.zero;
   }
   return best;
 }
