@@ -53,13 +53,13 @@ void inspect_shape(const LayerTensors& tensors, LayerInfo& info) {
 
 /// Bits and axis; what only newer and rarer files have is refused by name.
 void inspect_scalars(const LayerTensors& tensors, const LayerSettings& settings, LayerInfo& info) {
-  const auto bits = scalar(tensors, "nbits").value_or(settings.bits.value_or(0));
-  info.bits = bits > 0 && bits <= 8 ? static_cast<int>(bits) : 0;
-  if (!is_supported_bits(info.bits)) {
-    known_bits(tensors, settings);  // says so if nothing tells them
+  const auto told = scalar(tensors, "nbits");
+  const std::int64_t bits = told ? *told : known_bits(tensors, settings);
+  if (bits < 1 || bits > 8 || !is_supported_bits(static_cast<int>(bits))) {
     fail(ErrorCode::unsupported, "layer {}: nbits is {}, supported are 1, 2, 4 and 8",
          in_quotes(info.name), bits);
   }
+  info.bits = static_cast<int>(bits);
   if (const auto axis = scalar(tensors, "axis").value_or(1); axis != 1) {
     fail(ErrorCode::unsupported, "layer {}: HQQ axis is {}, supported is 1", in_quotes(info.name),
          axis);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "host/files.hpp"
+#include "mpq/types.hpp"
 #include "support/catch.hpp"
 
 namespace mpq::test {
@@ -44,6 +45,15 @@ inline bool fails(const std::vector<std::string>& arguments, int code, const std
   return result.code == code && result.out.empty() && result.err.starts_with("mpq: error: ") &&
          result.err.find(words) != std::string::npos &&
          std::count(result.err.begin(), result.err.end(), '\n') == 1 && result.err.back() == '\n';
+}
+
+/// The elements of an F16, BF16 or F32 tensor.
+inline std::vector<float> floats(const TensorCopy& tensor) {
+  if (tensor.type == SafetensorsType::F32) return tensor.values<float>();
+  const DType dtype = tensor.type == SafetensorsType::F16 ? DType::f16 : DType::bf16;
+  std::vector<float> out;
+  for (const auto half : tensor.values<std::uint16_t>()) out.push_back(to_float(half, dtype));
+  return out;
 }
 
 }  // namespace mpq::test
