@@ -92,10 +92,10 @@ class Loader {
   std::vector<std::shared_ptr<AnyLinear>> run() {
     const int threads = thread_number(options_, layers_.size());
     const int share = std::max(1, thread_count() / threads);
-    std::vector<std::thread> workers;
+    std::vector<std::jthread> workers;
     for (int i = 1; i < threads; ++i) workers.emplace_back([&] { work(share); });
     work(share);
-    for (auto& worker : workers) worker.join();
+    workers.clear();  // joins
     if (error_) std::rethrow_exception(error_);
     return std::move(loaded_);
   }
