@@ -1,5 +1,10 @@
 // mpq quantize: dense weights to any format that can be written.
 
+// GCC 12 warns of uninitialised memory inside <regex> when sanitizers are on (its bug 105562).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include "mpq/quantize.hpp"
 
 #include <fmt/format.h>
