@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "mpq/mixed_weights.hpp"
 #include "mpq/quantized_weights.hpp"
 #include "mpq/types.hpp"
 
@@ -73,6 +74,9 @@ class SafetensorsFile {
   const SafetensorsEntry* find(std::string_view name) const noexcept;
   /// The tensor's bytes, little-endian, possibly misaligned for its type.
   std::span<const std::byte> bytes(const SafetensorsEntry& entry) const noexcept;
+  /// Lets go of the memory pages that hold nothing but this tensor; reading it again brings them
+  /// back from the file.
+  void release(const SafetensorsEntry& entry) const noexcept;
 
  private:
   struct Impl;
@@ -110,7 +114,8 @@ void write_safetensors(const std::filesystem::path& path,
 
 /// Settings that files may lack or have wrong; set ones win over the files'.
 struct CheckpointOptions {
-  std::optional<std::string> format;  ///< "gptq", "gptq_v2" or "gba"
+  /// "gptq", "gptq_v2", "gba", "gba-mixed", "awq", "compressed-tensors", "hqq" or "mlx"
+  std::optional<std::string> format;
   std::optional<int> bits;
   std::optional<int> group_size;
   std::optional<bool> asymmetric;    ///< GBA
@@ -120,9 +125,10 @@ struct CheckpointOptions {
 
 /// What is known of a quantised layer without decoding it.
 struct LayerInfo {
-  std::string name;    ///< prefix of its tensors: "model.layers.0.mlp.down_proj"
-  std::string format;  ///< "gptq", "gptq_v2", "gba"
-  int bits = 0;
+  std::string name;             ///< prefix of its tensors: "model.layers.0.mlp.down_proj"
+  std::string format;           ///< as in CheckpointOptions
+  int bits = 0;                 ///< 0 with mixed_bits
+  std::vector<int> mixed_bits;  ///< several widths in this layer, in the order of the file
   std::int64_t in_features = 0, out_features = 0;
   int group_size = -1;
   ZeroKind zero_kind = ZeroKind::none;
@@ -131,6 +137,7 @@ struct LayerInfo {
   bool bias = false;
   bool double_quantized = false;
   std::uint64_t bytes = 0;  ///< of its tensors on disk
+  std::string note;         ///< where the tensors contradict their settings: how, and what is done
 };
 
 /// A directory with safetensors files and settings.
@@ -147,11 +154,28 @@ class Checkpoint {
 
   /// Sorted by name.
   const std::vector<LayerInfo>& layers() const noexcept;
+  /// One of them. Throws Error(invalid_argument), naming the closest, if there is none of that
+  /// name.
+  const LayerInfo& layer(std::string_view name) const;
   /// Names of tensors that belong to no quantised layer, sorted.
   const std::vector<std::string>& dense_tensors() const noexcept;
+  /// One of dense_tensors(), or any other tensor; its bytes live as long as this object. Throws
+  /// Error(invalid_argument) if there is none of that name.
+  SafetensorsTensor tensor(std::string_view name) const;
+  /// [2^bits + 1]: in how many groups and output channels of a layer the integer zero is this;
+  /// empty where zeros are affine. Reads nothing but the zeros. Throws as read() does.
+  std::vector<std::int64_t> zeros_histogram(std::string_view layer) const;
   /// Decodes one layer. Throws Error(invalid_argument) if there is none of that name,
   /// Error(invalid_weights) or Error(invalid_file) naming the tensor that does not fit.
   AnyQuantizedWeights read(std::string_view layer) const;
+  /// Whether two layers have the same settings and tensors, byte for byte: tied weights that were
+  /// saved twice. Differing layers are told apart by their first bytes, mostly.
+  bool equal_layers(std::string_view a, std::string_view b) const;
+  /// Lets go of the memory pages of a layer's tensors, which come back from the file when they are
+  /// read again.
+  void release(std::string_view layer) const;
+  /// The same for a layer with LayerInfo::mixed_bits, which read() refuses.
+  MixedWeights read_mixed(std::string_view layer) const;
 
  private:
   struct Impl;

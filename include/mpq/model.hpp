@@ -85,12 +85,15 @@ class AnyLinear {
 using Progress = std::function<void(std::size_t done, std::size_t total)>;
 
 /// check_parameters and prepare_params on every layer of a model. `layers` is a range of AnyLinear
-/// or Linear<>, of pointers to them, or a map to them. Idempotent: prepared layers are passed over.
+/// or Linear<>, of pointers to them, or a map to either. Idempotent: prepared layers are passed
+/// over.
 template <std::ranges::forward_range Layers>
 void prepare_layers(Layers&& layers, StreamRef stream = {}, const Progress& progress = {}) {
   const auto layer_of = [](auto& element) -> auto& {
     if constexpr (requires { element.second.prepare_params(); }) {
       return element.second;
+    } else if constexpr (requires { element.second->prepare_params(); }) {
+      return *element.second;
     } else if constexpr (requires { element->prepare_params(); }) {
       return *element;
     } else {

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <map>
 #include <numeric>
 #include <utility>
 
 #include "checkpoint/format.hpp"
+#include "checkpoint/packed_layer.hpp"
 #include "checkpoint/shards.hpp"
 #include "checkpoint/text.hpp"
 
@@ -89,7 +91,7 @@ struct Checkpoint::Impl {
       : files(open_shards(directory)) {
     const Settings settings = Settings::read(directory, options);
     // A directory in a format that is not supported should say so, not show no layers.
-    if (const auto format = settings.for_layer("").format) format_named(*format);
+    if (const auto format = settings.format()) format_named(*format);
     for (const auto& file : files) {
       for (const auto& entry : file.entries()) {
         auto dot = entry.name.rfind('.');
@@ -102,6 +104,16 @@ struct Checkpoint::Impl {
     std::ranges::sort(dense);
   }
 
+  std::size_t index_of(std::string_view layer) const {
+    const auto at = std::ranges::lower_bound(
+        infos, layer, {}, [](const LayerInfo& info) -> std::string_view { return info.name; });
+    if (at == infos.end() || at->name != layer) {
+      fail(ErrorCode::invalid_argument, "no layer {}: {}", in_quotes(layer),
+           suggestions(layer, infos));
+    }
+    return static_cast<std::size_t>(at - infos.begin());
+  }
+
   void find_layer(const std::string& prefix, const TensorMap& tensors, const Settings& settings) {
     LayerTensors layer(prefix, tensors);
     const auto marked = [&](const Format* format) { return is_marked(*format, layer); };
@@ -112,8 +124,9 @@ struct Checkpoint::Impl {
     const LayerSettings layer_settings = settings.for_layer(prefix);
     const Format& format = format_of(layer, layer_settings);
     infos.push_back(format.inspect(layer, layer_settings));
-    infos.back().format = format.name;
-    layers.push_back({std::move(layer), &format});
+    LayerInfo& info = infos.back();
+    if (info.format.empty()) info.format = format.name;
+    layers.push_back({std::move(layer), &format_named(info.format)});
   }
 };
 
@@ -131,22 +144,87 @@ const std::vector<LayerInfo>& Checkpoint::layers() const noexcept {
   return impl_->infos;
 }
 
+const LayerInfo& Checkpoint::layer(std::string_view name) const {
+  return impl_->infos[impl_->index_of(name)];
+}
+
 const std::vector<std::string>& Checkpoint::dense_tensors() const noexcept {
   return impl_->dense;
 }
 
-AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
-  const auto& infos = impl_->infos;
-  const auto at = std::ranges::lower_bound(
-      infos, layer, {}, [](const LayerInfo& info) -> std::string_view { return info.name; });
-  if (at == infos.end() || at->name != layer) {
-    fail(ErrorCode::invalid_argument, "no layer {}: {}", in_quotes(layer),
-         suggestions(layer, infos));
+SafetensorsTensor Checkpoint::tensor(std::string_view name) const {
+  for (const auto& file : impl_->files) {
+    if (const auto* entry = file.find(name)) {
+      return {entry->name, entry->type, entry->shape, file.bytes(*entry)};
+    }
   }
-  const auto& found = impl_->layers[static_cast<std::size_t>(at - infos.begin())];
+  fail(ErrorCode::invalid_argument, "no tensor {}", in_quotes(name));
+}
+
+std::vector<std::int64_t> Checkpoint::zeros_histogram(std::string_view layer) const {
+  const auto index = impl_->index_of(layer);
+  const LayerInfo& info = impl_->infos[index];
+  if (info.zero_kind == ZeroKind::affine) return {};
+  std::vector<std::int64_t> counts((std::size_t{1} << info.bits) + 1);
+  if (info.zero_kind == ZeroKind::none) {
+    counts[std::size_t{1} << (info.bits - 1)] = groups_of(info) * info.out_features;
+    return counts;
+  }
+  const auto& found = impl_->layers[index];
+  for (const auto zero : found.format->zeros(found.tensors, info)) ++counts[zero];
+  return counts;
+}
+
+AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
+  const auto index = impl_->index_of(layer);
+  const LayerInfo& info = impl_->infos[index];
+  const auto& found = impl_->layers[index];
+  if (!info.mixed_bits.empty()) {
+    fail(ErrorCode::unsupported, "layer {}: its widths are {} bits: it is read with read_mixed",
+         in_quotes(layer), fmt::join(info.mixed_bits, ", "));
+  }
   try {
-    auto weights = make_quantized_weights(at->bits, found.format->decode(found.tensors, *at));
-    check_structure(data_of(weights), at->bits);
+    auto weights = make_quantized_weights(info.bits, found.format->decode(found.tensors, info));
+    check_structure(data_of(weights), info.bits);
+    return weights;
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));
+  }
+}
+
+bool Checkpoint::equal_layers(std::string_view a, std::string_view b) const {
+  const auto i = impl_->index_of(a), j = impl_->index_of(b);
+  const LayerInfo &x = impl_->infos[i], &y = impl_->infos[j];
+  if (x.format != y.format || x.bits != y.bits || x.group_size != y.group_size ||
+      x.zero_kind != y.zero_kind || x.act_order != y.act_order) {
+    return false;
+  }
+  const auto& left = impl_->layers[i].tensors.all();
+  const auto& right = impl_->layers[j].tensors.all();
+  return std::ranges::equal(left, right, [](const auto& l, const auto& r) {
+    const Tensor &p = l.second, &q = r.second;
+    if (l.first != r.first || p.type() != q.type() || p.shape() != q.shape()) return false;
+    const auto x_bytes = p.file->bytes(*p.entry), y_bytes = q.file->bytes(*q.entry);
+    return x_bytes.empty() || std::memcmp(x_bytes.data(), y_bytes.data(), x_bytes.size()) == 0;
+  });
+}
+
+void Checkpoint::release(std::string_view layer) const {
+  for (const auto& [suffix, tensor] : impl_->layers[impl_->index_of(layer)].tensors.all()) {
+    tensor.file->release(*tensor.entry);
+  }
+}
+
+MixedWeights Checkpoint::read_mixed(std::string_view layer) const {
+  const auto index = impl_->index_of(layer);
+  const auto& found = impl_->layers[index];
+  if (found.format->decode_mixed == nullptr) {
+    fail(ErrorCode::unsupported, "layer {}: it has one width, {} bits: it is read with read",
+         in_quotes(layer), impl_->infos[index].bits);
+  }
+  try {
+    auto weights = found.format->decode_mixed(found.tensors, impl_->infos[index]);
+    check_structure(weights);
     return weights;
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));

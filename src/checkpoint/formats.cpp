@@ -8,12 +8,24 @@ namespace mpq::detail {
 
 namespace {
 
-constexpr std::array<const Format*, 3> kFormats{&kGba, &kGptq, &kGptqV2};
+// Awq before kGptq: same names, but its shapes tell it apart.
+constexpr std::array<const Format*, 8> kFormats{
+    &kGbaMixed, &kCompressedTensors, &kHqq, &kMlx, &kGba, &kAwq, &kGptq, &kGptqV2};
+
+constexpr std::array<SettingsReader, 7> kReaders{
+    read_gptq_settings,       read_gba_settings, read_awq_settings,
+    read_auto_round_settings, read_hqq_settings, read_compressed_tensors_settings,
+    read_mlx_settings,
+};
 
 }  // namespace
 
 std::span<const Format* const> formats() {
   return kFormats;
+}
+
+std::span<const SettingsReader> settings_readers() {
+  return kReaders;
 }
 
 const Format& format_named(std::string_view name) {

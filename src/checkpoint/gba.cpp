@@ -13,6 +13,7 @@
 //
 // Double-quantised statistics stay so in the canonical form; decompress() has the arithmetic.
 
+#include <algorithm>
 #include <array>
 
 #include "checkpoint/format.hpp"
@@ -104,6 +105,7 @@ void inspect_codes(const LayerInfo& info, const Tensor& codes, std::int64_t part
 }
 
 LayerInfo inspect(const LayerTensors& tensors, const LayerSettings& settings) {
+  if (kGbaMixed.claims(tensors)) return kGbaMixed.inspect(tensors, settings);
   const bool asymmetric =
       settings.asymmetric.value_or(!tensors.has("qstatistic") && tensors.has("qzeros"));
   // Any tensor with a row for each group serves to find out about the groups.
@@ -179,9 +181,13 @@ DoubleQuantized decode_statistics(const LayerTensors& tensors, const LayerInfo& 
   return dq;
 }
 
+std::vector<std::uint16_t> zeros(const LayerTensors& tensors, const LayerInfo& info) {
+  return decode_qzeros(tensors, info, 1);
+}
+
 WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   WeightsData data = decode_packed(tensors, info);
-  if (info.zero_kind == ZeroKind::integer) data.zeros = decode_qzeros(tensors, info, 1);
+  if (info.zero_kind == ZeroKind::integer) data.zeros = zeros(tensors, info);
   if (info.double_quantized) {
     data.double_quantized = decode_statistics(tensors, info);
     return data;
@@ -194,8 +200,124 @@ WeightsData decode(const LayerTensors& tensors, const LayerInfo& info) {
   return data;
 }
 
+/// Asymmetric where that loses nothing (asymmetric GBA itself; integer zeros of large groups), else
+/// symmetric.
+Fitted fit(WeightsData weights, int bits) {
+  const auto& dq = weights.double_quantized;
+  const std::int64_t size = weights.group_size == -1 ? weights.in_features : weights.group_size;
+  if (dq && dq->kind == DoubleQuantized::Kind::scale && size < kPlainGroupSize &&
+      std::ranges::find(weights.zeros, 0) == weights.zeros.end()) {
+    return {std::move(weights), true};
+  }
+  if (size >= kPlainGroupSize && weights.zero_kind != ZeroKind::affine) {
+    return fit_integer_zeros(std::move(weights), bits, 1, 1 << bits);
+  }
+  return fit_gba(std::move(weights), bits);
+}
+
+void encode_double_quantized(const WeightsData& weights, int bits,
+                             std::vector<EncodedTensor>& tensors) {
+  const DoubleQuantized& dq = *weights.double_quantized;
+  const std::int64_t n = weights.out_features, groups = weights.groups();
+  const bool symmetric = dq.kind == DoubleQuantized::Kind::scale_and_zero;
+  // What has parameters by channel still has its codes in parts, all of N or as wide as bits say.
+  const std::int64_t size = dq.per_channel ? n : dq.dq_group_size;
+  const std::vector<std::int64_t> blocks{groups, n / size, size}, rows{groups, n};
+  tensors.push_back(encoded(symmetric ? "qstatistic" : "qscales", SafetensorsType::U8,
+                            symmetric || bits == 4 ? blocks : rows, dq.codes));
+  const auto add = [&](const char* name, const std::vector<std::uint16_t>& values) {
+    if (values.empty()) return;
+    const std::vector<std::int64_t> by_channel{1, n, 1}, by_block{groups, n / size, 1};
+    tensors.push_back(
+        encoded(name, type_of(weights.dtype), dq.per_channel ? by_channel : by_block, values));
+  };
+  add("qscales_scales", dq.scale_scales);
+  add("qscales_zeros", dq.scale_zeros);
+  add("qzeros_scales", dq.zero_scales);
+  add("qzeros_zeros", dq.zero_zeros);
+  if (!symmetric) tensors.push_back(encoded_qzeros(weights, bits, 1));
+}
+
+std::vector<EncodedTensor> encode(const WeightsData& weights, int bits) {
+  const std::int64_t n = weights.out_features, groups = weights.groups();
+  std::vector<EncodedTensor> tensors{
+      encoded("qweight", SafetensorsType::I32, {ceil_div(weights.in_features * bits, 32), n},
+              clean_codes(weights, bits)),
+      encoded("g_idx", SafetensorsType::I32, {weights.in_features}, full_g_idx(weights))};
+  append_bias(weights, tensors);
+  if (weights.double_quantized) {
+    encode_double_quantized(weights, bits, tensors);
+    return tensors;
+  }
+  tensors.push_back(encoded("scales", type_of(weights.dtype), {groups, n}, weights.scales));
+  if (weights.zero_kind == ZeroKind::integer) {
+    tensors.push_back(encoded_qzeros(weights, bits, 1));
+    return tensors;
+  }
+  std::vector<std::uint16_t> zeros;
+  for (const float b : weights.affine_zeros) zeros.push_back(from_float(-b, weights.dtype));
+  tensors.push_back(encoded("zeros", type_of(weights.dtype), {groups, n}, zeros));
+  return tensors;
+}
+
+bool same_settings(const WrittenLayer& a, const WrittenLayer& b) {
+  return a.bits == b.bits && a.group_size == b.group_size && a.zero_kind == b.zero_kind &&
+         a.dq_group_size == b.dq_group_size && a.per_channel == b.per_channel;
+}
+
+void set_layer(SettingsTree& settings, const WrittenLayer& layer) {
+  settings.set("bits", layer.bits)
+      .set("group_size", layer.group_size)
+      .set("asym", layer.zero_kind == ZeroKind::integer)
+      .set("dq_group_size", layer.dq_group_size)
+      .set("dq_mode", layer.per_channel ? 1 : 2);
+}
+
+SettingsTree written_settings(std::span<const WrittenLayer> layers,
+                              const std::vector<std::string>&) {
+  const WrittenLayer& usual = usual_layer(layers, same_settings);
+  SettingsTree settings, strategy;
+  settings.set("quant_method", "gba");
+  set_layer(settings, usual);
+  for (const auto& layer : layers) {
+    if (same_settings(layer, usual)) continue;
+    SettingsTree entry;
+    set_layer(entry, layer);
+    strategy.set(layer.name, entry);
+  }
+  if (!strategy.members.empty()) settings.set("strategy", strategy);
+  return settings;
+}
+
+constexpr FormatWriter kWriter{fit, encode, written_settings, "quantize_config.json"};
+
 }  // namespace
 
-constinit const Format kGba{"gba", kMarks, claims, inspect, decode};
+/// quantize_config.json: "strategy" maps layers, by their whole name or the end of it, to settings.
+/// quant_strategy.json: "measurement" -> block -> layer -> {"bits": [4], "bits_prop": [1],
+/// "group_size": {"4": 128}}, several bits being a mix of widths inside the layer.
+void read_gba_settings(const SettingsObject& object, std::string_view layer,
+                       LayerSettings& settings) {
+  if (const auto strategy = object.object_if("strategy")) {
+    if (const auto entry = entry_by_name(*strategy, layer)) settings.fill(*entry);
+  }
+  const auto measurement = object.object_if("measurement");
+  if (!measurement) return;
+  for (const auto& [block, layers] : measurement->members()) {
+    if (!layers || !layer.starts_with(block + ".")) continue;
+    const auto entry = entry_by_name(*layers, layer.substr(block.size() + 1));
+    if (!entry) continue;
+    const auto bits = entry->integers("bits");
+    if (bits.size() != 1) return;  // of a mix the tensors tell
+    if (!settings.bits) settings.bits = bits[0];
+    const auto sizes = entry->object_if("group_size");
+    if (!settings.group_size && sizes) {
+      settings.group_size = sizes->integer({std::to_string(bits[0]).c_str()});
+    }
+    return;
+  }
+}
+
+constinit const Format kGba{"gba", kMarks, claims, inspect, decode, &kWriter, zeros};
 
 }  // namespace mpq::detail

@@ -139,4 +139,13 @@ std::span<const std::byte> SafetensorsFile::bytes(const SafetensorsEntry& entry)
   return impl_->data.subspan(entry.begin, entry.end - entry.begin);
 }
 
+void SafetensorsFile::release(const SafetensorsEntry& entry) const noexcept {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto span = bytes(entry);
+  const auto first = (reinterpret_cast<std::uintptr_t>(span.data()) + page - 1) / page * page;
+  const auto last = reinterpret_cast<std::uintptr_t>(span.data() + span.size()) / page * page;
+  // The mapping is private and never written to, so its pages are the file's.
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 }  // namespace mpq

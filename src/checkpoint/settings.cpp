@@ -1,8 +1,6 @@
 #include "checkpoint/settings.hpp"
 
-#include <initializer_list>
-#include <limits>
-
+#include "checkpoint/format.hpp"
 #include "checkpoint/pattern.hpp"
 #include "checkpoint/text.hpp"
 
@@ -10,113 +8,16 @@ namespace mpq::detail {
 
 namespace {
 
-/// The value of the first of `keys` that is there and not null.
-const SettingsJson* find(const SettingsJson& object, std::initializer_list<const char*> keys) {
-  for (const char* key : keys) {
-    const auto at = object.find(key);
-    if (at != object.end() && !at->is_null()) return &*at;
-  }
-  return nullptr;
-}
-
-void take(std::optional<int>& setting, const SettingsJson& object,
-          std::initializer_list<const char*> keys, const std::string& where) {
-  const SettingsJson* value = find(object, keys);
-  if (setting || value == nullptr) return;
-  // Compared as int64: a larger unsigned number turns up there as a negative one or is refused
-  // here.
-  const bool fits = value->is_number_integer() &&
-                    !(value->is_number_unsigned() &&
-                      value->get<std::uint64_t>() > std::numeric_limits<int>::max()) &&
-                    value->get<std::int64_t>() >= std::numeric_limits<int>::min();
-  if (!fits) {
-    fail(ErrorCode::invalid_file, "{}: {} is {}, expected an integer of 32 bits", where,
-         *keys.begin(), in_quotes(value->dump(-1, ' ', true)));
-  }
-  setting = value->get<int>();
-}
-
-void take(std::optional<bool>& setting, const SettingsJson& object,
-          std::initializer_list<const char*> keys, const std::string& where) {
-  const SettingsJson* value = find(object, keys);
-  if (setting || value == nullptr) return;
-  if (!value->is_boolean()) {
-    fail(ErrorCode::invalid_file, "{}: {} is {}, expected true or false", where, *keys.begin(),
-         in_quotes(value->dump(-1, ' ', true)));
-  }
-  setting = value->get<bool>();
-}
-
-std::optional<std::string> text_of(const SettingsJson& object,
-                                   std::initializer_list<const char*> keys,
-                                   const std::string& where) {
-  const SettingsJson* value = find(object, keys);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_string()) {
-    fail(ErrorCode::invalid_file, "{}: {} is {}, expected a string", where, *keys.begin(),
-         in_quotes(value->dump(-1, ' ', true)));
-  }
-  return value->get<std::string>();
-}
-
 /// The method names a format, except that GPTQ's variants are told by a second key.
-void take_format(LayerSettings& settings, const SettingsJson& object, const std::string& where) {
+void fill_format(LayerSettings& settings, const SettingsObject& object) {
   if (settings.format) return;
-  auto method = text_of(object, {"quant_method", "method"}, where);
-  auto variant = text_of(object, {"checkpoint_format", "format"}, where);
-  std::optional<bool> marlin;
-  take(marlin, object, {"is_marlin_format"}, where);
-  if (marlin.value_or(false)) variant = "marlin";
-  settings.format = variant && method.value_or("gptq") == "gptq" ? variant : method;
-}
-
-/// Fills what is still empty from one object of settings.
-void merge(LayerSettings& settings, const SettingsJson& object, const std::string& where) {
-  take_format(settings, object, where);
-  take(settings.bits, object, {"bits", "w_bit"}, where);
-  take(settings.group_size, object, {"group_size"}, where);
-  take(settings.asymmetric, object, {"asym"}, where);
-  take(settings.dq_group_size, object, {"dq_group_size"}, where);
-  take(settings.dq_mode, object, {"dq_mode"}, where);
-  take(settings.desc_act, object, {"desc_act"}, where);
-}
-
-void merge(LayerSettings& settings, const LayerSettings& other) {
-  if (!settings.bits) settings.bits = other.bits;
-  if (!settings.group_size) settings.group_size = other.group_size;
-}
-
-/// The entry of `strategy` for the layer: its whole name or the longest end of it.
-const SettingsJson* strategy_entry(const SettingsJson& values, std::string_view name) {
-  const SettingsJson* strategy = find(values, {"strategy"});
-  if (strategy == nullptr || !strategy->is_object()) return nullptr;
-  while (true) {
-    const auto at = strategy->find(std::string(name));
-    if (at != strategy->end() && at->is_object()) return &*at;
-    const auto dot = name.find('.');
-    if (dot == std::string_view::npos) return nullptr;
-    name.remove_prefix(dot + 1);
+  auto method = object.text({"quant_method", "method"});
+  if (method.value_or("gptq") == "gptq") {
+    auto variant = object.text({"checkpoint_format", "format"});
+    if (object.boolean({"is_marlin_format"}).value_or(false)) variant = "marlin";
+    if (variant) method = variant;
   }
-}
-
-/// The overrides of the first pattern of `dynamic` that matches the beginning of the name, as
-/// GPTQModel reads it: "+:regex" or "regex" overrides, "-:regex" says that there is nothing to say.
-const SettingsJson* dynamic_entry(const SettingsJson& values, std::string_view name,
-                                  const std::string& where) {
-  const SettingsJson* dynamic = find(values, {"dynamic"});
-  if (dynamic == nullptr || !dynamic->is_object()) return nullptr;
-  for (const auto& [key, overrides] : dynamic->items()) {
-    std::string_view pattern = key;
-    const bool excludes = pattern.starts_with("-:");
-    if (excludes || pattern.starts_with("+:")) pattern.remove_prefix(2);
-    const auto matches = matches_beginning(name, pattern);
-    if (!matches) {
-      fail(ErrorCode::unsupported, "{}: dynamic: pattern {} is not understood", where,
-           in_quotes(key));
-    }
-    if (*matches) return excludes || !overrides.is_object() ? nullptr : &overrides;
-  }
-  return nullptr;
+  settings.format = method;
 }
 
 LayerSettings from_directory_name(const std::filesystem::path& directory) {
@@ -150,46 +51,78 @@ void check_ranges(const LayerSettings& s, ErrorCode code, const std::string& whe
   }
 }
 
+/// The part of config.json that is about quantisation. Old compressed-tensors files call it
+/// compression_config; MLX writes `quantization`, newer versions the same as quantization_config.
+std::optional<SettingsObject> quantization_of(const SettingsObject& config) {
+  if (auto inner = config.object("quantization_config")) return inner;
+  if (auto inner = config.object_if("compression_config")) return inner;
+  return config.object_if("quantization");
+}
+
 }  // namespace
+
+void LayerSettings::fill(const SettingsObject& object) {
+  fill_format(*this, object);
+  if (!bits) bits = object.integer({"bits", "w_bit", "num_bits", "nbits"});
+  if (!group_size) group_size = object.integer({"group_size", "q_group_size"});
+  if (!asymmetric) asymmetric = object.boolean({"asym"});
+  if (!dq_group_size) dq_group_size = object.integer({"dq_group_size"});
+  if (!dq_mode) dq_mode = object.integer({"dq_mode"});
+  if (!desc_act) desc_act = object.boolean({"desc_act"});
+  if (!symmetric) symmetric = object.boolean({"sym", "symmetric"});
+}
+
+std::optional<SettingsObject> entry_by_name(const SettingsObject& object, std::string_view layer) {
+  while (true) {
+    if (auto entry = object.object_if(std::string(layer))) return entry;
+    const auto dot = layer.find('.');
+    if (dot == std::string_view::npos) return std::nullopt;
+    layer.remove_prefix(dot + 1);
+  }
+}
 
 Settings Settings::read(const std::filesystem::path& directory, const CheckpointOptions& options) {
   Settings settings;
   static_cast<CheckpointOptions&>(settings.options_) = options;
+  settings.options_.format_is_forced = options.format.has_value();
   check_ranges(settings.options_, ErrorCode::invalid_argument, "options");
   settings.directory_name_ = from_directory_name(directory);
-  for (const char* name : {"quantize_config.json", "quant_config.json", "config.json"}) {
+  for (const char* name :
+       {"quantize_config.json", "quant_config.json", "quant_strategy.json", "config.json"}) {
     const auto path = directory / name;
     std::error_code error;
     if (!std::filesystem::exists(path, error)) continue;
-    Source source{path.string(), read_json_object<SettingsJson>(path)};
+    auto source = SettingsObject::read(path);
     if (std::string_view(name) == "config.json") {
-      const SettingsJson* inner = find(source.values, {"quantization_config"});
-      if (inner == nullptr) continue;
-      if (!inner->is_object()) {
-        fail(ErrorCode::invalid_file, "{}: quantization_config is not an object", source.where);
-      }
-      source.values = SettingsJson(*inner);
+      auto inner = quantization_of(source);
+      if (!inner) continue;
+      source = std::move(*inner);
     }
     settings.sources_.push_back(std::move(source));
   }
   return settings;
 }
 
-LayerSettings Settings::for_layer(std::string_view name) const {
+LayerSettings Settings::unchecked(std::string_view name) const {
   LayerSettings settings = options_;
   for (const auto& source : sources_) {
-    if (const auto* entry = dynamic_entry(source.values, name, source.where)) {
-      merge(settings, *entry, source.where);
-    }
-    if (const auto* entry = strategy_entry(source.values, name)) {
-      merge(settings, *entry, source.where);
-    }
+    for (const auto reader : settings_readers()) reader(source, name, settings);
   }
-  for (const auto& source : sources_) merge(settings, source.values, source.where);
-  merge(settings, directory_name_);
+  for (const auto& source : sources_) settings.fill(source);
+  if (!settings.bits) settings.bits = directory_name_.bits;
+  if (!settings.group_size) settings.group_size = directory_name_.group_size;
+  return settings;
+}
+
+LayerSettings Settings::for_layer(std::string_view name) const {
+  LayerSettings settings = unchecked(name);
   check_ranges(settings, ErrorCode::invalid_file,
                fmt::format("settings of layer {}", in_quotes(name)));
   return settings;
+}
+
+std::optional<std::string> Settings::format() const {
+  return unchecked("").format;
 }
 
 }  // namespace mpq::detail

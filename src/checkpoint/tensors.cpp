@@ -63,6 +63,13 @@ const Tensor& Tensor::of_rank(std::size_t rank, const char* meaning) const {
   return *this;
 }
 
+std::vector<std::int64_t> Tensor::integers() const {
+  of_type({SafetensorsType::I64, SafetensorsType::I32});
+  if (type() == SafetensorsType::I64) return values<std::int64_t>();
+  const auto narrow = values<std::int32_t>();
+  return {narrow.begin(), narrow.end()};
+}
+
 std::vector<float> Tensor::floats() const {
   of_type({SafetensorsType::F16, SafetensorsType::BF16, SafetensorsType::F32});
   if (type() == SafetensorsType::F32) return values<float>();

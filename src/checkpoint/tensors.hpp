@@ -37,6 +37,8 @@ struct Tensor {
     if (!out.empty()) std::memcpy(out.data(), bytes.data(), out.size() * sizeof(T));
     return out;
   }
+  /// The elements of an I64 or I32 tensor.
+  std::vector<std::int64_t> integers() const;
   /// The elements of an F16, BF16 or F32 tensor.
   std::vector<float> floats() const;
 
@@ -62,6 +64,7 @@ class LayerTensors {
   const Tensor* find(std::string_view suffix) const;
   /// Throws Error(invalid_file) naming the tensor if there is none.
   const Tensor& get(std::string_view suffix) const;
+  const std::map<std::string, Tensor, std::less<>>& all() const noexcept { return *tensors_; }
   /// Of all of them, on disk.
   std::uint64_t bytes() const;
 

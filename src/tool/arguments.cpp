@@ -9,7 +9,10 @@ std::shared_ptr<CheckpointArguments> add_checkpoint_arguments(CLI::App& command)
   auto& options = arguments->options;
   command.add_option("DIR", arguments->directory, "Directory of the checkpoint")->required();
   constexpr auto kGroup = "Settings (win over those of the checkpoint's files)";
-  command.add_option("--format", options.format, "gptq, gptq_v2 or gba")->group(kGroup);
+  command
+      .add_option("--format", options.format,
+                  "gptq, gptq_v2, gba, awq, compressed-tensors, hqq or mlx")
+      ->group(kGroup);
   command.add_option("--bits", options.bits, "Bits of a weight: 1, 2, 4 or 8")->group(kGroup);
   command
       .add_option("--group-size", options.group_size,
@@ -31,6 +34,12 @@ std::shared_ptr<CheckpointArguments> add_checkpoint_arguments(CLI::App& command)
       .add_option("--dq-mode", options.dq_mode, "GBA: 1: parameters by output channel, 2: by group")
       ->group(kGroup);
   return arguments;
+}
+
+std::shared_ptr<bool> add_json_flag(CLI::App& command, const std::string& help) {
+  auto json = std::make_shared<bool>(false);
+  command.add_flag("--json", *json, help);
+  return json;
 }
 
 std::string printable(const std::string& name) {

@@ -10,6 +10,9 @@
 namespace mpq::tool {
 
 void add_inspect(CLI::App& app);
+void add_verify(CLI::App& app);
+void add_convert(CLI::App& app);
+void add_quantize(CLI::App& app);
 void add_dequantize(CLI::App& app);
 void add_run(CLI::App& app);
 
@@ -23,6 +26,9 @@ struct CheckpointArguments {
 
 /// Adds DIR and the settings to a subcommand. The result belongs to its callback.
 std::shared_ptr<CheckpointArguments> add_checkpoint_arguments(CLI::App& command);
+
+/// --json, which is what `help` says. The result belongs to the command's callback.
+std::shared_ptr<bool> add_json_flag(CLI::App& command, const std::string& help);
 
 /// `name` for people: control characters escaped.
 std::string printable(const std::string& name);

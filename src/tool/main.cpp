@@ -1,4 +1,4 @@
-// The mpq program: checkpoints of quantised layers, inspected, dequantised and run.
+// The mpq program: checkpoints of quantised layers, inspected, verified, made, converted and run.
 
 #include <fmt/format.h>
 
@@ -42,6 +42,17 @@ int exit_code(mpq::ErrorCode code) {
 }
 
 constexpr auto kFooter =
+    "Formats are recognised from the settings files in DIR (quantize_config.json,\n"
+    "quant_config.json, quant_strategy.json, config.json) and from the tensors. Read: gptq (v1),\n"
+    "gptq_v2, gba, awq, compressed-tensors (pack-quantized), auto-round, hqq (axis 1), mlx "
+    "(affine).\n"
+    "Written: gptq, gptq_v2, gba, awq, compressed-tensors. Every command has --json.\n\n"
+    "Examples:\n"
+    "  mpq inspect DIR\n"
+    "  mpq verify DIR --device cuda\n"
+    "  mpq convert DIR --to compressed-tensors -o OUT --lossless\n"
+    "  mpq quantize DENSE --to gptq --method gptq --calibration inputs.safetensors -o OUT\n"
+    "  mpq run DIR --layer model.layers.0.mlp.up_proj --input x.safetensors -o y.safetensors\n\n"
     "Exit codes: 0 done; 1 internal error or out of memory; 2 bad arguments; 3 a file cannot be\n"
     "read or written; 4 a file breaks the rules of its format; 5 bad weights (NaN, groups out of\n"
     "range); 6 not supported; 7 no such device; 8 the device failed. Errors are one line on "
@@ -57,12 +68,17 @@ int report(const std::string& message, int code) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Quantised linear layers: checkpoints inspected, dequantised and run.", "mpq");
+  CLI::App app(
+      "Checkpoints of quantised linear layers: inspected, verified, converted, made and run.",
+      "mpq");
   app.footer(kFooter);
   app.set_version_flag("--version", fmt::format("mpq {}.{}.{}", mpq::kVersion.major,
                                                 mpq::kVersion.minor, mpq::kVersion.patch));
   app.require_subcommand(1);
   mpq::tool::add_inspect(app);
+  mpq::tool::add_verify(app);
+  mpq::tool::add_convert(app);
+  mpq::tool::add_quantize(app);
   mpq::tool::add_dequantize(app);
   mpq::tool::add_run(app);
   try {

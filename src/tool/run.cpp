@@ -3,15 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "commands.hpp"
-#include "mpq/device.hpp"
+#include "device.hpp"
+#include "forward.hpp"
 #include "mpq/error.hpp"
-#include "mpq/model.hpp"
+#include "output.hpp"
 
 namespace mpq::tool {
 
@@ -20,22 +21,8 @@ namespace {
 struct RunArguments {
   std::string layer, input, output, device = "auto";
   std::optional<std::string> dtype;
+  std::shared_ptr<bool> json;
 };
-
-Device parse_device(const std::string& text) {
-  if (text == "auto") return Device::best();
-  if (text == "cpu") return Device::cpu();
-  if (text == "cuda") return Device::cuda(0);
-  const std::string_view prefix = "cuda:";
-  if (text.starts_with(prefix)) {
-    int index = -1;
-    const char* end = text.data() + text.size();
-    const auto [at, error] = std::from_chars(text.data() + prefix.size(), end, index);
-    if (error == std::errc() && at == end && index >= 0) return Device::cuda(index);
-  }
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("--device is \"{}\", expected auto, cpu, cuda or cuda:N", text));
-}
 
 /// The layer that is asked for; without one the only one.
 std::string choose_layer(const Checkpoint& checkpoint, const RunArguments& arguments) {
@@ -120,45 +107,47 @@ void run_layer(const CheckpointArguments& where, const RunArguments& arguments) 
   const Device device = parse_device(arguments.device);
   const Checkpoint checkpoint = where.open();
   const std::string name = choose_layer(checkpoint, arguments);
-  const AnyQuantizedWeights weights = checkpoint.read(name);
-  const WeightsData& data = data_of(weights);
+  const LayerInfo& info = checkpoint.layer(name);
   const Input input(arguments.input);
-  if (input.cols() != data.in_features) {
+  if (input.cols() != info.in_features) {
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("{}: x is [{}, {}], layer {} has {} input features", arguments.input,
-                            input.rows(), input.cols(), name, data.in_features));
+                            input.rows(), input.cols(), name, info.in_features));
   }
-  const DType dtype = choose_dtype(arguments, input, data.dtype);
+  const DType dtype = choose_dtype(arguments, input, info.dtype);
   const std::vector<std::uint16_t> x = input.as(dtype);
   const std::int64_t batch = input.rows();
-
-  AnyLinear linear(weights, device, dtype);
-  try {
-    linear.check_parameters();
-  } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("layer {}: {}", name, error.what()));
-  }
-  linear.prepare_params();
-
-  std::vector<std::uint16_t> y(static_cast<std::size_t>(batch * data.out_features));
-  const std::size_t x_bytes = x.size() * sizeof x[0], y_bytes = y.size() * sizeof y[0];
-  if (batch > 0) {
-    DeviceBuffer x_device(device, x_bytes), y_device(device, y_bytes);
-    const DeviceBuffer workspace(device, linear.workspace_bytes(batch));
-    x_device.copy_from_host(x.data(), x_bytes);
-    linear.forward({x_device.data(), dtype, batch, data.in_features},
-                   {y_device.data(), dtype, batch, data.out_features}, workspace);
-    y_device.copy_to_host(y.data(), y_bytes);
-  }
+  const auto run = [&](const auto& weights) {
+    try {
+      return forward(weights, device, dtype, x, batch);
+    } catch (const Error& error) {
+      throw Error(error.code(), fmt::format("layer {}: {}", name, error.what()));
+    }
+  };
+  const ForwardResult result =
+      info.mixed_bits.empty() ? run(checkpoint.read(name)) : run(checkpoint.read_mixed(name));
   const SafetensorsTensor out{
       .name = "y",
       .type = dtype == DType::f16 ? SafetensorsType::F16 : SafetensorsType::BF16,
-      .shape = {batch, data.out_features},
-      .bytes = std::as_bytes(std::span(y))};
+      .shape = {batch, info.out_features},
+      .bytes = std::as_bytes(std::span(result.y))};
   write_safetensors(arguments.output, {&out, 1});
-  fmt::print("{}: {} bits, {} -> {}, batch {}, {} on {}: {}\n", printable(name), bits_of(weights),
-             data.in_features, data.out_features, batch, to_string(dtype), to_string(device),
-             linear.describe(batch));
+  if (*arguments.json) {
+    print_json({{"layer", name},
+                {"bits", info.bits},
+                {"in_features", info.in_features},
+                {"out_features", info.out_features},
+                {"batch", batch},
+                {"dtype", to_string(dtype)},
+                {"device", to_string(device)},
+                {"kernel", result.kernel},
+                {"output", arguments.output}});
+    return;
+  }
+  const auto widths = info.mixed_bits.empty() ? std::vector{info.bits} : info.mixed_bits;
+  fmt::print("{}: {} bits, {} -> {}, batch {}, {} on {}: {}\n", printable(name),
+             fmt::join(widths, "+"), info.in_features, info.out_features, batch, to_string(dtype),
+             to_string(device), result.kernel);
 }
 
 }  // namespace
@@ -174,13 +163,13 @@ void add_run(CLI::App& app) {
       ->required();
   command->add_option("-o,--output", arguments->output, "safetensors file to write, with y")
       ->required();
-  command->add_option("--device", arguments->device, "auto, cpu, cuda or cuda:N")
-      ->capture_default_str();
+  command->add_option("--device", arguments->device, kDeviceHelp)->capture_default_str();
   command
       ->add_option("--dtype", arguments->dtype,
                    "Type of activations and y: f16 or bf16; default: that of x, for an F32 x that "
                    "of the scales")
       ->check(CLI::IsMember({"f16", "bf16"}));
+  arguments->json = add_json_flag(*command, "Prints JSON: layer, bits, batch, device, kernel, ...");
   command->callback([checkpoint, arguments] { run_layer(*checkpoint, *arguments); });
 }
 

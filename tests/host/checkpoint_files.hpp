@@ -46,8 +46,11 @@ inline void copy_golden(const std::filesystem::path& golden, const std::filesyst
   auto tensors = read_tensors(golden / "model.safetensors");
   change(tensors);
   write_tensors(directory / "model.safetensors", tensors);
-  std::filesystem::copy_file(golden / "quantize_config.json", directory / "quantize_config.json",
-                             std::filesystem::copy_options::overwrite_existing);
+  for (const auto& file : std::filesystem::directory_iterator(golden)) {
+    if (file.path().extension() != ".json") continue;
+    std::filesystem::copy_file(file.path(), directory / file.path().filename(),
+                               std::filesystem::copy_options::overwrite_existing);
+  }
 }
 
 }  // namespace mpq::test

@@ -147,7 +147,8 @@ TEST_CASE("a layer without one of its tensors is refused", "[checkpoint]") {
     const auto names = read_tensors(golden / "model.safetensors");
     for (const auto& removed : names) {
       const std::string suffix = removed.name.substr(removed.name.rfind('.') + 1);
-      const bool optional = suffix == "bias" || suffix == "g_idx" ||
+      const bool in_settings = suffix == "axis" || suffix == "nbits" || suffix == "group_size";
+      const bool optional = suffix == "bias" || suffix == "g_idx" || in_settings ||
                             (plain && suffix.starts_with("q") && suffix != "qweight");
       const TemporaryDirectory directory;
       copy_golden(golden, directory.path(), [&](auto& tensors) {
@@ -165,16 +166,19 @@ TEST_CASE("a layer without one of its tensors is refused", "[checkpoint]") {
 
 TEST_CASE("wrong types and shapes name the tensor", "[checkpoint]") {
   for (const char* name : {"gptq-w2-g64-desc-act", "gba-asym-w2-g64-dqmode1", "gba-asym-w4-g128",
-                           "gba-sym-w2-g32-bf16", "gba-sym-w4-g256"}) {
+                           "gba-sym-w2-g32-bf16", "gba-sym-w4-g256", "awq-w4-g64",
+                           "ct-w4-g128-asym", "ct-w8-g64-sym", "hqq-w2-g64"}) {
     const auto golden = kData / name;
     const bool plain = golden.filename() == "gba-sym-w4-g256";
     const auto names = read_tensors(golden / "model.safetensors");
     for (const auto& changed : names) {
       const std::string suffix = changed.name.substr(changed.name.rfind('.') + 1);
       if (plain && suffix.starts_with("q") && suffix != "qweight") continue;  // never looked at
-      const auto type = changed.type == SafetensorsType::I32  ? SafetensorsType::U32
-                        : changed.type == SafetensorsType::U8 ? SafetensorsType::I8
-                                                              : SafetensorsType::I16;
+      if (changed.shape.empty()) continue;  // a scalar may also be [1]
+      const auto type = changed.type == SafetensorsType::I32   ? SafetensorsType::U32
+                        : changed.type == SafetensorsType::U8  ? SafetensorsType::I8
+                        : changed.type == SafetensorsType::I64 ? SafetensorsType::U64
+                                                               : SafetensorsType::I16;
       const TemporaryDirectory directory;
       INFO(golden.filename().string() << " with another " << changed.name);
       copy_golden(golden, directory.path(),
@@ -292,9 +296,14 @@ TEST_CASE("changed headers and settings never crash a checkpoint", "[checkpoint]
   const TemporaryDirectory directory;
   Random random(11);
   int refused = 0, read = 0;
-  for (const char* name : {"gptq-w2-g64-desc-act", "gba-asym-w2-g64-dqmode1", "gba-sym-w1-g32"}) {
+  for (const char* name : {"gptq-w2-g64-desc-act", "gba-asym-w2-g64-dqmode1", "gba-sym-w1-g32",
+                           "awq-w4-g64", "ct-w4-g128-asym", "hqq-w4-g64"}) {
     const std::string tensors = read_text(kData / name / "model.safetensors");
-    const std::string settings = read_text(kData / name / "quantize_config.json");
+    const char* settings_name = std::filesystem::exists(kData / name / "quantize_config.json")
+                                    ? "quantize_config.json"
+                                    : "config.json";
+    const std::string settings = read_text(kData / name / settings_name);
+    std::filesystem::remove(directory / "quantize_config.json");
     std::uint64_t length = 0;
     std::memcpy(&length, tensors.data(), 8);
     const auto changed = [&](std::string text, std::size_t end) {
@@ -310,7 +319,7 @@ TEST_CASE("changed headers and settings never crash a checkpoint", "[checkpoint]
     for (int i = 0; i < 500; ++i) {
       write_text(directory / "model.safetensors",
                  i % 2 == 0 ? changed(tensors, 8 + length) : tensors);
-      write_text(directory / "quantize_config.json",
+      write_text(directory / settings_name,
                  i % 2 == 1 ? changed(settings, settings.size()) : settings);
       const auto error = error_of([&] {
         const auto checkpoint = Checkpoint::open(directory.path());
@@ -320,6 +329,6 @@ TEST_CASE("changed headers and settings never crash a checkpoint", "[checkpoint]
       ++(error ? refused : read);
     }
   }
-  CHECK(refused > 500);
-  CHECK(read > 100);
+  CHECK(refused > 1000);
+  CHECK(read > 200);
 }

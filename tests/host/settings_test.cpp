@@ -91,12 +91,20 @@ TEST_CASE("formats that are not supported are named", "[checkpoint][settings]") 
     write_text(model / "quantize_config.json", text);
     return refuses([&] { model.open(); }, ErrorCode::unsupported, words, "gptq, gptq_v2");
   };
-  CHECK(refused(R"({"quant_method":"awq","bits":4,"group_size":32})", "\"awq\""));
   CHECK(refused(R"({"bits":4,"group_size":32,"is_marlin_format":true})", "\"marlin\""));
   CHECK(
       refused(R"({"quant_method":"gptq","checkpoint_format":"bitblas","bits":4})", "\"bitblas\""));
-  CHECK(refused(R"({"quant_method":"compressed-tensors","format":"pack-quantized"})",
-                "\"compressed-tensors\""));
+  CHECK(refused(R"({"quant_method":"bitnet","bits":4})", "\"bitnet\""));
+  const auto variant = [&](const std::string& text, const char* words) {
+    write_text(model / "quantize_config.json", text);
+    return refuses([&] { model.open(); }, ErrorCode::unsupported, words, "quantize_config.json");
+  };
+  CHECK(variant(R"({"quant_method":"compressed-tensors","format":"float-quantized"})",
+                "\"float-quantized\""));
+  CHECK(variant(R"({"quant_method":"awq","bits":4,"version":"gemv"})", "\"gemv\""));
+  CHECK(variant(R"({"quant_method":"auto-round","bits":4,"packing_format":"auto_round:fp8"})",
+                "\"auto_round:fp8\""));
+  CHECK(variant(R"({"bits":4,"group_size":32,"mode":"mxfp4"})", "\"mxfp4\""));
 }
 
 TEST_CASE("bad settings files are refused, naming them", "[checkpoint][settings]") {

@@ -1,7 +1,5 @@
 // Runs the mpq program: exit codes, one line on stderr, right numbers, and no file after an error.
 
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,6 +14,7 @@
 #include "host/checkpoint_files.hpp"
 #include "mpq/checkpoint.hpp"
 #include "support/catch.hpp"
+#include "tool/run_tool.hpp"
 
 using namespace mpq;
 using namespace mpq::test;
@@ -24,45 +23,6 @@ namespace {
 
 const std::filesystem::path kData(MPQ_TEST_DATA);
 constexpr auto kLayer = "model.layers.0.mlp.down_proj";
-
-struct Result {
-  int code = -1;
-  std::string out, err;
-};
-
-std::string shell_quoted(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? "'\\''" : std::string(1, c);
-  return out + "'";
-}
-
-Result run_tool(const std::vector<std::string>& arguments) {
-  const TemporaryDirectory directory;
-  std::string command = shell_quoted(MPQ_TOOL);
-  for (const auto& argument : arguments) command.append(" ").append(shell_quoted(argument));
-  command.append(" >").append(shell_quoted((directory / "out").string()));
-  command.append(" 2>").append(shell_quoted((directory / "err").string()));
-  const int status = std::system(command.c_str());
-  REQUIRE(WIFEXITED(status));  // not killed by a signal
-  return {WEXITSTATUS(status), read_text(directory / "out"), read_text(directory / "err")};
-}
-
-/// Whether the call fails with this code and one line on stderr that has `words`.
-bool fails(const std::vector<std::string>& arguments, int code, const std::string& words) {
-  const Result result = run_tool(arguments);
-  UNSCOPED_INFO("exit code " << result.code << ", stderr: " << result.err);
-  return result.code == code && result.out.empty() && result.err.starts_with("mpq: error: ") &&
-         result.err.find(words) != std::string::npos &&
-         std::count(result.err.begin(), result.err.end(), '\n') == 1 && result.err.back() == '\n';
-}
-
-std::vector<float> floats(const TensorCopy& tensor) {
-  if (tensor.type == SafetensorsType::F32) return tensor.values<float>();
-  const DType dtype = tensor.type == SafetensorsType::F16 ? DType::f16 : DType::bf16;
-  std::vector<float> out;
-  for (const auto half : tensor.values<std::uint16_t>()) out.push_back(to_float(half, dtype));
-  return out;
-}
 
 /// Half the distance between 16-bit floats around `value`.
 double half_ulp(double value, DType dtype) {
@@ -95,6 +55,9 @@ std::string first_wrong(const std::vector<float>& y, DType dtype, const std::vec
 TEST_CASE("help and version", "[tool]") {
   for (const std::vector<std::string>& call : {std::vector<std::string>{"--help"},
                                                {"inspect", "--help"},
+                                               {"verify", "--help"},
+                                               {"convert", "--help"},
+                                               {"quantize", "--help"},
                                                {"dequantize", "--help"},
                                                {"run", "--help"}}) {
     const Result result = run_tool(call);
@@ -274,7 +237,11 @@ TEST_CASE("errors have their codes, one line and no file", "[tool]") {
     return call;
   };
   CHECK(fails({}, 2, "--help"));
-  CHECK(fails({"convert"}, 2, "--help"));
+  CHECK(fails({"invent"}, 2, "--help"));
+  CHECK(fails({"convert", golden, "-o", output}, 2, "--to"));
+  CHECK(fails({"convert", golden, "-o", output, "--to", "hqq"}, 2, "hqq"));
+  CHECK(fails({"convert", golden, "-o", golden, "--to", "gptq"}, 2, "no empty directory"));
+  CHECK(fails({"convert", golden, "-o", output + "/a/b", "--to", "gptq"}, 3, "a/b"));
   CHECK(fails({"inspect"}, 2, "DIR"));
   CHECK(fails({"inspect", golden, "--bits", "four"}, 2, "four"));
   CHECK(fails({"inspect", golden, "--asymmetric", "--symmetric"}, 2, "excludes"));
@@ -289,7 +256,7 @@ TEST_CASE("errors have their codes, one line and no file", "[tool]") {
   CHECK(fails({"inspect", directory.path().string()}, 3, "no *.safetensors"));
   CHECK(fails({"inspect", golden, "--bits", "8"}, 4, "g128"));
   CHECK(fails({"inspect", golden, "--bits", "3"}, 6, "bits is 3"));
-  CHECK(fails({"inspect", golden, "--format", "awq"}, 6, "\"awq\""));
+  CHECK(fails({"inspect", golden, "--format", "exl2"}, 6, "\"exl2\""));
   CHECK(fails({"run", golden, "--input", golden + "/model.safetensors", "-o", output}, 4, "\"x\""));
   CHECK(
       fails({"run", (kData / "gptq-w4-ragged-last-group").string(), "--input", input, "-o", output},

@@ -1,5 +1,7 @@
 # The mpq program as its users call it: a test that runs it.
 add_executable(mpq_tool_tests ${CMAKE_CURRENT_LIST_DIR}/tool_test.cpp
+               ${CMAKE_CURRENT_LIST_DIR}/checkpoint_commands_test.cpp
+               ${CMAKE_CURRENT_LIST_DIR}/malformed_test.cpp
                host/main.cpp)
 target_link_libraries(mpq_tool_tests PRIVATE mpq_test_support)
 target_compile_definitions(mpq_tool_tests PRIVATE MPQ_TOOL="$<TARGET_FILE:mpq_tool>")
