@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "ptx/memory.cuh"
+#include "memory.cuh"
 
 namespace mpq::kernels::ptx {
 

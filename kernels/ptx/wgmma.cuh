@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "mpq/types.hpp"
-#include "ptx/memory.cuh"
+#include "memory.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define MPQ_HAS_WGMMA 1

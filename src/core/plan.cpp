@@ -169,18 +169,22 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
   return bytes;
 }
 
-// Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Cycles,
-// from what an SM reads when all do (bytes a cycle) and what a tile costs that nothing hides.
+// Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Fitted to
+// a sweep of all ways on an H200 (bench/NOTES.md), where what is picked is 3 % slower than the best
+// in the mean: a lane's weights one after the other, what a tile costs that nothing hides, and what
+// an exchange within a cluster adds to it.
 void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
              Plan& plan) {
-  constexpr double kBytesPerCycle = 20, kStagedBytesPerCycle = 32;
-  constexpr double kTileCycles = 600, kExchangeCycles = 300;
+  constexpr double kWeightCycles = 7.7, kTileCycles = 1350, kStagedBytesPerCycle = 90;
+  const auto exchange_cycles = [](int cluster) {
+    return cluster == 1 ? 0.0 : cluster == 2 ? 400.0 : 1000.0 * cluster;
+  };
   const KernelConfig& config = plan.config();
   const std::int64_t columns = problem.n_padded / config.tile_n;
   const int block = layout_block_k(problem.bits);
   const auto blocks = static_cast<int>(problem.k_padded / block);
-  const auto rows = static_cast<double>(std::min<std::int64_t>(problem.m, config.tile_m));
-  const double block_bytes = 32.0 * config.tile_n;
+  const int slots =
+      decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
   double best = std::numeric_limits<double>::infinity();
   for (const int warps_n : kWarpsN) {
     for (const int cluster : kClusters) {
@@ -206,10 +210,10 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
       const double per_sm =
           std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
       const auto rounds = static_cast<double>(ceil_div(tiles, clusters));
-      const double slice = warps_k * chunks * split().most_of_part();
-      const double read = slice * warps_n * block_bytes * per_sm / kBytesPerCycle;
-      const double staged = slice * block * 2 * rows * per_sm / kStagedBytesPerCycle;
-      const double cycles = rounds * (read + kTileCycles + (cluster > 1 ? kExchangeCycles : 0)) +
+      const double run = split().most_of_part() * static_cast<double>(chunks) * block * per_sm;
+      const double multiplied = run * config.tile_n / 32 * kWeightCycles;
+      const double staged = run * warps_k * 2 * slots / kStagedBytesPerCycle;
+      const double cycles = rounds * (multiplied + kTileCycles + exchange_cycles(cluster)) +
                             staged * (chunks > 1 ? rounds : 1);
       if (cycles >= best) continue;
       best = cycles;
