@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "mpq/types.hpp"
 #include "memory.cuh"
+#include "mpq/types.hpp"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define MPQ_HAS_WGMMA 1
