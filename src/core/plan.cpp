@@ -50,16 +50,19 @@ std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, i
   return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
 }
 
-// Cycles that a launch takes, from how fast an H200's parts are; good for comparing.
+// Cycles that a launch takes; good for comparing. The constants are fitted to a sweep of rows,
+// multicast and splits on an H200 (W4, three shapes, 64 to 2048 rows; bench/NOTES.md): what is
+// picked is 5 % slower than the best in the mean.
 double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
                        const Problem& problem, const DeviceTraits& device) {
-  constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
-  constexpr double kL2BytesPerCycle = 28;         // of an SM, when all read
-  constexpr double kMostL2BytesPerCycle = 56;     // when few do
-  constexpr double kDramBytesPerCycle = 2500;     // of the device
-  constexpr double kNeighbourBytesPerCycle = 14;  // of an SM, out of a cluster's shared memory
+  constexpr double kMultiplyAddsPerCycle = 2048;   // of an SM's tensor cores
+  constexpr double kL2BytesPerCycle = 56;          // of an SM
+  constexpr double kDramBytesPerCycle = 2500;      // of the device
+  constexpr double kNeighbourBytesPerCycle = 3.7;  // of an SM, out of a cluster's shared memory
   constexpr double kSharedBytesPerCycle = 128;
-  constexpr double kFill = 1500, kEpiloguePer4096 = 160, kClusterBarriers = 600;
+  constexpr double kFill = 4000, kEpiloguePer4096 = 160, kClusterBarriers = 2250;
+  constexpr double kLeastStage = 560;  // dequantising and its products one after the other
+  constexpr double kMulticast = 1.15;  // CTAs that share x wait for each other
   constexpr int kStageK = 64, kIssuersPerSm = 4;
 
   const double tile = static_cast<double>(config.tile_n) * config.tile_m;
@@ -72,18 +75,18 @@ double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
 
   // A stage.
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
-  const double instructions_per_pair = problem.bits < 8 ? 4 : problem.dtype == DType::f16 ? 4 : 9;
+  const double instructions_per_pair = problem.bits == 8 && problem.dtype == DType::bf16 ? 36 : 16;
   const double dequantise =
       config.tile_n * kStageK / 2 * instructions_per_pair / (32.0 * kIssuersPerSm);
   const double x_bytes = 2.0 * config.tile_m * kStageK / cluster.multicast;
   const double weight_bytes = config.tile_n * kStageK * problem.bits / 8.0;
-  const double busy = std::min(1.0, tiles / resident);
-  const double l2_rate = std::min(kL2BytesPerCycle / busy, kMostL2BytesPerCycle);
-  const double l2 = (x_bytes + weight_bytes) / l2_rate;
+  const double l2 = (x_bytes + weight_bytes) / kL2BytesPerCycle;
   // What is hidden still costs a little, by conflicts and by power: without this small tiles win.
-  constexpr double kHidden = 0.15;
+  constexpr double kHidden = 0.6;
   const double longest = std::max({tensor, dequantise, l2});
-  const double stage = longest + kHidden * (tensor + dequantise + l2 - longest);
+  const double stage =
+      std::max(longest + kHidden * (tensor + dequantise + l2 - longest), kLeastStage) *
+      (cluster.multicast > 1 ? kMulticast : 1);
 
   const double epilogue = kEpiloguePer4096 * tile / 4096;
   double cycles = kFill + waves * stages * stage;
@@ -115,6 +118,8 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
       if (options.cluster != -1 && split != std::min<std::int64_t>(options.cluster, chunks)) {
         continue;
       }
+      // Of their own accord only what was swept.
+      if (options.cluster == -1 && split != 1 && split != 2 && split != 4) continue;
       const ClusterShape cluster{multicast, split};
       const double cycles = estimate_cycles(config, cluster, problem, device);
       if (cycles < best.cycles) best = {cluster, cycles};
