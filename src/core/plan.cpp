@@ -200,10 +200,12 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
       int chunks = 1;
       std::int64_t shared = 0;
       const auto split = [&] { return KSplit::of(blocks, warps_k, chunks, cluster); };
-      while ((shared = decode_shared_bytes(problem, config, split())) >
-             device.shared_bytes_per_block) {
-        ++chunks;
-      }
+      const auto fits = [&] {
+        shared = decode_shared_bytes(problem, config, split());
+        return shared <= device.shared_bytes_per_block;
+      };
+      while (!fits() && split().base > 0) ++chunks;
+      if (!fits()) continue;  // with fewer warps along K it does
       // BlockRuns takes empty parts only where there is one chunk; more chunks have shorter parts.
       if (chunks > 1 && split().base == 0) continue;
       const std::int64_t resident = std::min<std::int64_t>(
