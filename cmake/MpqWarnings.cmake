@@ -17,7 +17,7 @@ function(mpq_warnings target)
     "$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:${cuda_errors};-Xcompiler=-Wall,-Wextra>")
   if(MPQ_SANITIZE)
     target_compile_options(${target} PRIVATE
-      "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all;-fno-omit-frame-pointer;-g>")
+      "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
     target_link_options(${target} PUBLIC -fsanitize=address,undefined)
   endif()
   if(MPQ_FUZZ)

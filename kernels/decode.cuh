@@ -2,10 +2,8 @@
 // Decode: few batch rows at the speed of reading the weights. y^T = W x^T with mma.m16n8k16, the
 // weights as operand A.
 //
-//   grid     clusters of CTAs, persistent over tiles of channels; a warp has kWarpN channels, side
-//   by
-//            side with warps_n - 1 others, and the rest of its CTA's warps and cluster split K with
-//            it
+//   grid     clusters of CTAs, persistent over tiles of channels; a warp has kWarpN channels beside
+//            those of warps_n - 1 others, and splits K with the CTA's other warps and the cluster
 //   weights  every lane copies its own 16-byte words of a block into its own places of a ring
 //            (cp.async) and reads them back itself, so the ring needs no barrier and no registers;
 //            it runs on from tile to tile, and starts before the preceding kernel has ended
@@ -685,7 +683,8 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   extern __shared__ __align__(128) unsigned char shared[];
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
-  // Look for the beginning of a group as seldom as the groups allow.
+  // Look for the beginning of a group as seldom as the groups allow. Groups below 64 columns are
+  // always taken for general: one variant less for each.
   constexpr int kSeldom = KernelLayout<WBits>::kStepsPerBlock < 4 ? 2 : 4;
   const bool general = args.affine_zeros != nullptr || args.scales_are_bf16 != (T == DType::bf16);
   if (args.group_shift >= (kSeldom == 4 ? 6 : 5)) {

@@ -168,7 +168,7 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
     const int shift = std::min(
         31,
         static_cast<int>(std::bit_width(static_cast<std::uint64_t>(problem.group_columns))) - 1);
-    bytes += std::int64_t{config.warps_k} * config.tile_m * 4 *
+    bytes += std::int64_t{split.warps} * config.tile_m * 4 *
              decode_most_groups(split.most_of_part() * block, shift);
   }
   return bytes;
@@ -205,9 +205,8 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
         return shared <= device.shared_bytes_per_block;
       };
       while (!fits() && split().base > 0) ++chunks;
-      if (!fits()) continue;  // with fewer warps along K it does
-      // BlockRuns takes empty parts only where there is one chunk; more chunks have shorter parts.
-      if (chunks > 1 && split().base == 0) continue;
+      // With fewer warps along K it fits. BlockRuns takes empty parts only if there is one chunk.
+      if (!fits() || (chunks > 1 && split().base == 0)) continue;
       const std::int64_t resident = std::min<std::int64_t>(
           config.ctas_per_sm,
           (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "commands.hpp"
+#include "mpq/checkpoint_writer.hpp"
 
 namespace mpq::tool {
 
@@ -34,6 +35,16 @@ std::shared_ptr<CheckpointArguments> add_checkpoint_arguments(CLI::App& command)
       .add_option("--dq-mode", options.dq_mode, "GBA: 1: parameters by output channel, 2: by group")
       ->group(kGroup);
   return arguments;
+}
+
+void add_writer_arguments(CLI::App& command, std::string& format, std::string& output) {
+  command.add_option("--to", format, "Format to write")
+      ->required()
+      ->check(CLI::IsMember(writable_formats()));
+  command
+      .add_option("-o,--output", output,
+                  "Directory to write: new or empty; appears whole or not at all")
+      ->required();
 }
 
 std::shared_ptr<bool> add_json_flag(CLI::App& command, const std::string& help) {

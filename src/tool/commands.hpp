@@ -27,6 +27,10 @@ struct CheckpointArguments {
 /// Adds DIR and the settings to a subcommand. The result belongs to its callback.
 std::shared_ptr<CheckpointArguments> add_checkpoint_arguments(CLI::App& command);
 
+/// --to and -o, which the writers of checkpoints share. Both strings outlive the command's
+/// callback.
+void add_writer_arguments(CLI::App& command, std::string& format, std::string& output);
+
 /// --json, which is what `help` says. The result belongs to the command's callback.
 std::shared_ptr<bool> add_json_flag(CLI::App& command, const std::string& help);
 

@@ -91,13 +91,7 @@ void add_convert(CLI::App& app) {
       "nearest that it can, and the largest error is told");
   const auto checkpoint = add_checkpoint_arguments(*command);
   const auto arguments = std::make_shared<ConvertArguments>();
-  command->add_option("--to", arguments->writer.format, "Format to write")
-      ->required()
-      ->check(CLI::IsMember(writable_formats()));
-  command
-      ->add_option("-o,--output", arguments->output,
-                   "Directory to write: new or empty; appears whole or not at all")
-      ->required();
+  add_writer_arguments(*command, arguments->writer.format, arguments->output);
   command->add_flag("--lossless", arguments->writer.lossless,
                     "Fails (exit code 6) where a layer cannot be held exactly");
   command

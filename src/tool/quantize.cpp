@@ -233,13 +233,7 @@ void add_quantize(CLI::App& app) {
   const auto arguments = std::make_shared<QuantizeArguments>();
   auto& options = arguments->options;
   command->add_option("DIR", arguments->directory, "Directory of the dense model")->required();
-  command->add_option("--to", arguments->writer.format, "Format to write")
-      ->required()
-      ->check(CLI::IsMember(writable_formats()));
-  command
-      ->add_option("-o,--output", arguments->output,
-                   "Directory to write: new or empty; appears whole or not at all")
-      ->required();
+  add_writer_arguments(*command, arguments->writer.format, arguments->output);
   command->add_option("--bits", options.bits, "Bits of a weight: 1, 2, 4 or 8")
       ->capture_default_str();
   command

@@ -1,13 +1,10 @@
 // Runs the tests where there is a CUDA device. Where there is none it says so and returns what
 // CTest takes for "skipped"; listing works everywhere, since the build itself lists tests.
-#if !__has_include(<catch2/catch_all.hpp>)
-#define CATCH_CONFIG_RUNNER
-#endif
 #include <cstdio>
 #include <cstring>
 
 #include "mpq/device.hpp"
-#include "support/catch.hpp"
+#include "support/session.hpp"
 
 namespace {
 
@@ -27,5 +24,5 @@ int main(int argc, char** argv) {
     std::puts("skipped: no CUDA device");
     return kSkipped;
   }
-  return Catch::Session().run(argc, argv);
+  return mpq::test::run_session(argc, argv);
 }

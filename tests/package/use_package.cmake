@@ -53,6 +53,11 @@ if(CUDA_COMPILER AND WAY STREQUAL "install")
   list(APPEND configure -DWITH_KERNELS=ON)
 endif()
 
+# Whether it links and runs does not depend on the optimiser.
+if(WAY STREQUAL "add_subdirectory" OR WAY STREQUAL "fetch_content")
+  list(APPEND configure -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0)
+endif()
+
 set(build "${WORK_DIR}/build")
 run(${configure} -S "${CMAKE_CURRENT_LIST_DIR}/consumer" -B "${build}")
 run("${CMAKE_COMMAND}" --build "${build}" --parallel)
