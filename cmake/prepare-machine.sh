@@ -23,6 +23,8 @@ missing_packages() {
   has_header CLI/CLI.hpp || echo libcli11-dev
   has_header catch2/catch.hpp || has_header catch2/catch_all.hpp || echo catch2
   has_header benchmark/benchmark.h || echo libbenchmark-dev
+  # Only for the emulated device (tests/emulator).
+  [ -z "${MPQ_WITH_EMULATOR-}" ] || has_header boost/context/fiber.hpp || echo libboost-context-dev
 }
 
 install_packages() {

@@ -680,7 +680,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   constexpr KernelConfig C = kKernelTable[Row];
   static_assert(C.family == KernelFamily::decode);
   static_assert(sizeof(DecodeStorage<C>) == decode_storage_bytes(C));
-  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned char* shared = ptx::dynamic_shared_memory();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   // Look for the beginning of a group as seldom as the groups allow. Groups below 64 columns are

@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(),
   constexpr KernelConfig C = kKernelTable[Row];
   static_assert(C.family == KernelFamily::prefill && C.warps_k == 1);
   using Warp = PrefillWarp<WBits, T, C>;
-  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned char* shared = ptx::dynamic_shared_memory();
   auto& storage = *reinterpret_cast<PrefillStorage<C>*>(shared);
 
   const int n0 = static_cast<int>(blockIdx.x) * C.tile_n;

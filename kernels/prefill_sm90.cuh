@@ -197,14 +197,17 @@ class PrefillProducer {
  private:
   __device__ __forceinline__ void load_weights(const TileWalk<WBits, C>& tile, int chunk) {
     const int slot = weights_cursor_.slot;
-    ptx::mbarrier_wait(&storage_.weights_empty[slot], weights_cursor_.phase ^ 1u);
+    // Nobody but the thread that fills the slot may wait for it: the consumers can have taken the
+    // weights, and ended the next phase, before another thread looks at this one.
     if (thread_ == 0) {
+      ptx::mbarrier_wait(&storage_.weights_empty[slot], weights_cursor_.phase ^ 1u);
       constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
       ptx::mbarrier_arrive_expect_tx(&storage_.weights_full[slot], Shape::kWeightBytes);
       ptx::cp_async_bulk_tensor_3d(storage_.rings.weights[slot], &args_.weights, 0,
                                    chunk * kKiBPerChunk, tile.n0 / Shape::Layout::kBlockN,
                                    &storage_.weights_full[slot]);
     }
+    if constexpr (!kXByTma) __syncwarp();
     weights_cursor_.advance();
   }
 
@@ -680,7 +683,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
     prefill_sm90(const __grid_constant__ HopperPrefillArguments args) {
 #if MPQ_HAS_WGMMA
   constexpr KernelConfig C = kKernelTable[Row];
-  extern __shared__ __align__(1024) unsigned char shared[];
+  unsigned char* shared = ptx::dynamic_shared_memory();
   auto& storage = *reinterpret_cast<HopperPrefillStorage<WBits, C, kGeneral>*>(shared);
   // The same for all lanes of a warp, and known to be.
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);

@@ -14,6 +14,12 @@ __device__ __forceinline__ uint4 ld_global_nc_no_allocate(const uint4* address) 
   return v;
 }
 
+/// The shared memory that a kernel was launched with.
+__device__ __forceinline__ unsigned char* dynamic_shared_memory() {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  return bytes;
+}
+
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }

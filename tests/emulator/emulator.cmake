@@ -1,0 +1,45 @@
+# mpq_emulate_cuda(target): the CUDA back end with the kernels compiled for the host (engine.hpp), for
+# tests where there is no GPU, under the sanitizers too. Needs CUDA's headers and Boost.Context.
+function(mpq_emulate_cuda target)
+  find_package(CUDAToolkit 12.0 QUIET)
+  find_package(Boost QUIET COMPONENTS context)
+  if(NOT CUDAToolkit_FOUND OR NOT Boost_CONTEXT_FOUND)
+    message(STATUS "mpq: no CUDA headers or no Boost.Context, leaving out the emulated device")
+    return()
+  endif()
+  set(here "${PROJECT_SOURCE_DIR}/tests/emulator")
+  set(there "${PROJECT_BINARY_DIR}/emulated")
+
+  # The kernels' own files; ptx/ and launch.cuh are the emulator's.
+  file(GLOB kernels CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/kernels"
+       "${PROJECT_SOURCE_DIR}/kernels/*.cuh" "${PROJECT_SOURCE_DIR}/kernels/*.hpp")
+  list(REMOVE_ITEM kernels launch.cuh)
+  foreach(file IN LISTS kernels)
+    configure_file("${PROJECT_SOURCE_DIR}/kernels/${file}" "${there}/${file}" COPYONLY)
+  endforeach()
+  file(GLOB replaced CONFIGURE_DEPENDS RELATIVE "${here}" "${here}/ptx/*.cuh" "${here}/launch.cuh")
+  foreach(file IN LISTS replaced)
+    configure_file("${here}/${file}" "${there}/${file}" COPYONLY)
+  endforeach()
+
+  foreach(MPQ_INSTANCE_BITS 1 2 4 8)
+    foreach(MPQ_INSTANCE_DTYPE f16 bf16)
+      foreach(family decode prefill_sm80 prefill_sm90)
+        set(instance "${there}/${family}_w${MPQ_INSTANCE_BITS}_${MPQ_INSTANCE_DTYPE}.cpp")
+        configure_file("${PROJECT_SOURCE_DIR}/kernels/instances/${family}.cu.in" "${instance}" @ONLY)
+        list(APPEND instances "${instance}")
+      endforeach()
+    endforeach()
+  endforeach()
+  file(GLOB device_code CONFIGURE_DEPENDS "${here}/*.cpp")
+  # Written for nvcc: its pragmas, and warnings that are another compiler's taste.
+  set_source_files_properties(${instances} ${device_code} PROPERTIES
+    SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS "-w;-include;${here}/builtins.hpp")
+  file(GLOB backend CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/cuda/*.cpp")
+  target_sources(${target} PRIVATE ${instances} ${device_code} ${backend})
+  target_include_directories(${target} PRIVATE "${there}" "${here}")
+  target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_definitions(${target} PRIVATE MPQ_WITH_CUDA=1 MPQ_SM90A_CODE=1)
+  target_link_libraries(${target} PRIVATE Boost::context)
+  set(MPQ_EMULATED ON PARENT_SCOPE)
+endfunction()

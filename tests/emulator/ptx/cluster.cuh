@@ -1,0 +1,42 @@
+#pragma once
+// Emulated: clusters. Launches are never programmatic here: a kernel's predecessor has ended.
+
+#include <cstdint>
+#include <cstring>
+
+#include "engine.hpp"
+
+namespace mpq::kernels::ptx {
+
+inline void barrier_cluster_arrive() {
+  auto& cluster = *emulator::cta().cluster;
+  emulator::arrived_generation() = cluster.barrier.generation;
+  cluster.barrier.arrive(cluster.threads_per_cta * static_cast<int>(cluster.ctas.size()));
+}
+inline void barrier_cluster_arrive_relaxed() {
+  barrier_cluster_arrive();
+}
+inline void barrier_cluster_wait() {
+  emulator::wait_while("barrier.cluster", emulator::cta().cluster->barrier.generation,
+                       emulator::arrived_generation());
+}
+
+inline void st_async(float* local, float value, std::uint64_t* barrier, int rank) {
+  auto* target = emulator::in_cta(local, rank);
+  auto& b = emulator::transaction_barrier(barrier, rank);
+  emulator::do_later([=, &b] {
+    std::memcpy(target, &value, sizeof(value));
+    b.bytes -= 4;
+    b.check();
+  });
+}
+inline float4 ld_shared_cluster(const float4* local, int rank) {
+  float4 value;
+  std::memcpy(&value, emulator::in_cta(local, rank), sizeof(value));
+  return value;
+}
+
+inline void griddepcontrol_launch_dependents() {}
+inline void griddepcontrol_wait() {}
+
+}  // namespace mpq::kernels::ptx
