@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds everything and runs all tests; device tests skip, and are counted, where there is no GPU.
 # Installs what is missing on Debian.
-#   ./tests/run.sh [CTEST OPTIONS]    for instance: ./tests/run.sh -R 'host: '
+#   ./tests/run.sh [CTEST OPTIONS]    for instance: ./tests/run.sh -R '^host:'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . cmake/prepare-machine.sh

@@ -26,7 +26,7 @@ std::vector<Value> tensor(const SafetensorsFile& file, const char* name) {
   return values;
 }
 
-TEST_CASE("golden checkpoints give their expected y on the device") {
+TEST_CASE("golden checkpoints give their expected y on the device", "[small]") {
   for (const auto& directory : fs::directory_iterator(MPQ_TEST_DATA)) {
     if (!fs::exists(directory.path() / "expected.safetensors")) continue;
     INFO(directory.path().filename().string());

@@ -223,7 +223,7 @@ TEST_CASE("programmatic dependent launch changes no bit of a chain of layers") {
   }
 }
 
-TEST_CASE("batch-invariant rows do not depend on the batch") {
+TEST_CASE("batch-invariant rows do not depend on the batch", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const AnyLinear linear = make_layer(bits, false, 9);
   const auto x = random_activations(64, kK, DType::f16, 91);
@@ -239,7 +239,7 @@ TEST_CASE("batch-invariant rows do not depend on the batch") {
   CHECK(std::equal(y.begin(), y.end(), all.end() - kN));
 }
 
-TEST_CASE("the workspace is told in advance, and is monotone") {
+TEST_CASE("the workspace is told in advance, and is monotone", "[small]") {
   const AnyLinear plain = make_layer(4, false, 7), ordered = make_layer(4, true, 8);
   CHECK(plain.workspace_bytes(1000) == 0);
   std::size_t last = 0;

@@ -88,7 +88,7 @@ TEST_CASE("forward is right for every kind of layer") {
   }
 }
 
-// Small enough for compute-sanitizer: mpq_device_tests "[small]".
+// Small enough for compute-sanitizer, and for the emulated device: mpq_device_tests "[small]".
 TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto dtype = GENERATE(DType::f16, DType::bf16);
@@ -124,6 +124,34 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
         }
       }
     }
+  }
+}
+
+// Walks over several tiles where there are few multiprocessors, as the emulated device has.
+TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto group_size = GENERATE(16, 32, 64, -1);
+  constexpr std::int64_t kRows = 40, kK = 300, kN = 1100;
+  const auto weights = random_weights({.bits = bits,
+                                       .k = kK,
+                                       .n = kN,
+                                       .group_size = group_size,
+                                       .bias = true,
+                                       .exact = true,
+                                       .seed = 21});
+  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  linear.prepare_params();
+  const auto x = random_activations(kRows, kK, DType::f16, 22, /*exact=*/true);
+  const Reference reference = reference_forward(weights, view(x, DType::f16, kRows, kK));
+  std::vector<std::uint16_t> expected;
+  for (const double y : reference.y) {
+    expected.push_back(from_float(static_cast<float>(y), DType::f16));
+  }
+  for (const int kernel : usable_kernels()) {
+    INFO(fmt::format("w{} group {} {}", bits, group_size,
+                     to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
+    CHECK(run_linear(linear, x, {.m = kRows, .x_padding = 4, .options = {.kernel = kernel}}) ==
+          expected);
   }
 }
 

@@ -25,7 +25,7 @@ std::vector<Value> download(const TensorView& view) {
   return values;
 }
 
-TEST_CASE("the device packs codes as the host does") {
+TEST_CASE("the device packs codes as the host does", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   for (const auto& [k, n] : {std::array<std::int64_t, 2>{64, 64}, {300, 130}, {1000, 65}, {5, 3}}) {
     const auto weights =
@@ -37,7 +37,7 @@ TEST_CASE("the device packs codes as the host does") {
   }
 }
 
-TEST_CASE("loaded parameters are as given until they are prepared") {
+TEST_CASE("loaded parameters are as given until they are prepared", "[small]") {
   const auto weights =
       random_weights({.k = 256, .n = 96, .group_size = 64, .bias = true, .seed = 3});
   const WeightsData& data = data_of(weights);
@@ -53,7 +53,7 @@ TEST_CASE("loaded parameters are as given until they are prepared") {
   CHECK(linear.scales().shape == std::array<std::int64_t, 2>{4, 128});
 }
 
-TEST_CASE("check_parameters names what is not finite") {
+TEST_CASE("check_parameters names what is not finite", "[small]") {
   const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
   const auto prepared = GENERATE(false, true);
   auto weights = random_weights(
@@ -86,7 +86,7 @@ TEST_CASE("check_parameters names what is not finite") {
   }
 }
 
-TEST_CASE("devices that are not there are refused") {
+TEST_CASE("devices that are not there are refused", "[small]") {
   CHECK(refuses([] { Linear<4>({.in_features = 8, .out_features = 8}, Device::cuda(99)); },
                 ErrorCode::device_unavailable, "cuda:99"));
   CHECK(refuses([] { Linear<4>({.in_features = 8, .out_features = 8}, Device::cuda(-3)); },
