@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <cmath>
+#include <vector>
 
 #include "mpq/pack.hpp"
 #include "support/catch.hpp"
@@ -99,6 +101,43 @@ TEST_CASE("integers add up exactly in every kernel") {
                          to_string(dtype), to_string(zeros), shape.group_size, act_order, shape.k,
                          shape.n, to_string(config)));
         CHECK(run_linear(linear, x, {.m = kRows, .options = {.kernel = kernel}}) == expected);
+      }
+    }
+  }
+}
+
+// Decode kernels multiply rows of x by powers of two on the way: nothing of that may be left in y.
+TEST_CASE("a power of two on a row of x is the same on its row of y", "[small]") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto dtype = GENERATE(DType::f16, DType::bf16);
+  const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
+  constexpr std::int64_t kK = 600, kN = 70;
+  const std::vector<int> powers =
+      dtype == DType::f16 ? std::vector{0, -12, -6, 5} : std::vector{0, -100, -40, 40, 100};
+  const auto rows = static_cast<std::int64_t>(powers.size());
+  const auto weights =
+      random_weights({.bits = bits, .k = kK, .n = kN, .zero_kind = zeros, .seed = 31});
+  const AnyLinear linear = prepared(weights, dtype);
+  const auto same = random_activations(1, kK, dtype, 32, /*exact=*/true);
+  std::vector<std::uint16_t> x;
+  for (const int power : powers) {
+    for (const std::uint16_t value : same) {
+      x.push_back(from_float(std::ldexp(to_float(value, dtype), power), dtype));
+    }
+  }
+  const float least = dtype == DType::f16 ? 0x1p-13f : 0x1p-120f;  // above subnormal numbers
+  const float most = dtype == DType::f16 ? 0x1p15f : 0x1p120f;
+  for (const int kernel : usable_kernels()) {
+    INFO(fmt::format("w{} {} zeros {} {}", bits, to_string(dtype), to_string(zeros),
+                     to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
+    const auto y = run_linear(linear, x, {.m = rows, .options = {.kernel = kernel}});
+    for (std::int64_t row = 1; row < rows; ++row) {
+      for (std::int64_t n = 0; n < kN; ++n) {
+        const float first = to_float(y[static_cast<std::size_t>(n)], dtype);
+        const float expected = std::ldexp(first, powers[static_cast<std::size_t>(row)]);
+        if (std::fabs(first) < least || std::fabs(expected) < least) continue;
+        if (std::fabs(expected) > most) continue;
+        CHECK(to_float(y[static_cast<std::size_t>(row * kN + n)], dtype) == expected);
       }
     }
   }
