@@ -15,6 +15,7 @@ void add_convert(CLI::App& app);
 void add_quantize(CLI::App& app);
 void add_dequantize(CLI::App& app);
 void add_run(CLI::App& app);
+void add_bench(CLI::App& app);
 
 /// The checkpoint argument that all subcommands have, and the settings that its files may lack.
 struct CheckpointArguments {

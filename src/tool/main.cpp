@@ -1,4 +1,5 @@
-// The mpq program: checkpoints of quantised layers, inspected, verified, made, converted and run.
+// The mpq program: checkpoints of quantised layers, inspected, verified, made, converted, run,
+// timed.
 
 #include <fmt/format.h>
 
@@ -52,6 +53,7 @@ constexpr auto kFooter =
     "  mpq verify DIR --device cuda\n"
     "  mpq convert DIR --to compressed-tensors -o OUT --lossless\n"
     "  mpq quantize DENSE --to gptq --method gptq --calibration inputs.safetensors -o OUT\n"
+    "  mpq bench DIR --batch 1,8,64 --device cuda\n"
     "  mpq run DIR --layer model.layers.0.mlp.up_proj --input x.safetensors -o y.safetensors\n\n"
     "Exit codes: 0 done; 1 internal error or out of memory; 2 bad arguments; 3 a file cannot be\n"
     "read or written; 4 a file breaks the rules of its format; 5 bad weights (NaN, groups out of\n"
@@ -69,7 +71,8 @@ int report(const std::string& message, int code) {
 
 int run(int argc, char** argv) {
   CLI::App app(
-      "Checkpoints of quantised linear layers: inspected, verified, converted, made and run.",
+      "Checkpoints of quantised linear layers: inspected, verified, converted, made, run "
+      "and\ntimed.",
       "mpq");
   app.footer(kFooter);
   app.set_version_flag("--version", fmt::format("mpq {}.{}.{}", mpq::kVersion.major,
@@ -81,6 +84,7 @@ int run(int argc, char** argv) {
   mpq::tool::add_quantize(app);
   mpq::tool::add_dequantize(app);
   mpq::tool::add_run(app);
+  mpq::tool::add_bench(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "commands.hpp"
 #include "device.hpp"
+#include "expected.hpp"
 #include "forward.hpp"
 #include "mpq/error.hpp"
 #include "mpq/pack.hpp"
@@ -27,87 +27,19 @@ struct Verdict {
   double cpu_share = 0, device_share = 0;
 };
 
-/// x [kRows, K] in [-1, 1), the same each time, rounded to `dtype`.
-std::vector<std::uint16_t> make_input(std::int64_t k, DType dtype) {
-  std::vector<std::uint16_t> x(static_cast<std::size_t>(kRows * k));
-  std::uint32_t state = 12345;
-  for (auto& value : x) {
-    state = state * 1664525u + 1013904223u;
-    value = from_float(static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f, dtype);
-  }
-  return x;
-}
-
-/// y = x w^T + bias in float64 and the sums of magnitudes, [kRows, N].
-struct Expected {
-  std::vector<double> y, magnitude;
-
-  /// `Weights` are WeightsData or MixedWeights.
-  template <class Weights>
-  Expected(const Weights& data, const std::vector<float>& dense,
-           const std::vector<std::uint16_t>& x, DType dtype) {
-    const auto n = static_cast<std::size_t>(data.out_features);
-    const auto k = static_cast<std::size_t>(data.in_features);
-    std::vector<double> values(x.size());
-    std::ranges::transform(x, values.begin(), [&](auto bits) { return to_float(bits, dtype); });
-    for (std::size_t row = 0; row < static_cast<std::size_t>(kRows); ++row) {
-      for (std::size_t channel = 0; channel < n; ++channel) {
-        double sum = data.bias.empty() ? 0 : data.bias[channel], size = std::abs(sum);
-        for (std::size_t i = 0; i < k; ++i) {
-          const double product = values[row * k + i] * double{dense[channel * k + i]};
-          sum += product;
-          size += std::abs(product);
-        }
-        y.push_back(sum);
-        magnitude.push_back(size);
-      }
-    }
-  }
-};
-
-/// Half the distance between 16-bit floats around `value`.
-double half_ulp(double value, DType dtype) {
-  const int digits = dtype == DType::f16 ? 11 : 8, least = dtype == DType::f16 ? -14 : -126;
-  const int exponent = value == 0 ? least : std::max(std::ilogb(value), least);
-  return std::ldexp(0.5, exponent - digits + 1);
-}
-
-/// The largest |y - expected| as a share of its bound: float32 accumulation, one rounding of y, and
-/// where the device has tensor cores one of each weight.
-double largest_share(const std::vector<std::uint16_t>& y, const Expected& expected, DType dtype,
-                     std::int64_t k, bool weights_rounded, bool mixed) {
-  const double largest = dtype == DType::f16 ? 65504.0 : 0x1.fep127;
-  double share = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    const double value = to_float(y[i], dtype), reference = expected.y[i];
-    double bound = expected.magnitude[i] * 0x1p-17 + half_ulp(reference, dtype);
-    if (weights_rounded) {
-      bound += expected.magnitude[i] * (dtype == DType::f16 ? 0x1p-11 : 0x1p-8);
-      if (dtype == DType::f16) bound += static_cast<double>(k) * 0x1p-25;  // subnormal weights
-    }
-    // Of pieces each is rounded to 16 bits, and so is x times channel_scale.
-    if (mixed) bound += expected.magnitude[i] * (dtype == DType::f16 ? 0x1p-10 : 0x1p-7);
-    if (std::isinf(value) && std::abs(reference) + bound >= largest) continue;
-    const double each = std::abs(value - reference) / bound;
-    if (!(each <= share)) share = std::isnan(each) ? HUGE_VAL : each;
-  }
-  return share;
-}
-
 Verdict verify_layer(const Checkpoint& checkpoint, const LayerInfo& info, Device device) {
   Verdict verdict{.layer = info.name, .note = info.note, .problem = {}};
   try {
-    const auto x = make_input(info.in_features, info.dtype);
-    const bool mixed = !info.mixed_bits.empty();
+    const auto x = make_input(kRows, info.in_features, info.dtype);
     const auto run = [&](const auto& weights, const Expected& expected) {
       const auto share = [&](Device where) {
-        return largest_share(forward(weights, where, info.dtype, x, kRows).y, expected, info.dtype,
-                             info.in_features, where.is_cuda(), mixed);
+        return expected.largest_share(forward(weights, where, info.dtype, x, kRows).y,
+                                      where.is_cuda());
       };
       verdict.cpu_share = share(Device::cpu());
       if (device.is_cuda()) verdict.device_share = share(device);
     };
-    if (mixed) {
+    if (!info.mixed_bits.empty()) {
       const MixedWeights weights = checkpoint.read_mixed(info.name);
       run(weights, Expected(weights, dequantize(weights), x, info.dtype));
     } else {

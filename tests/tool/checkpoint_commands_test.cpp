@@ -225,6 +225,26 @@ TEST_CASE("quantize makes every format, by every method, and tells the errors", 
   CHECK(ordered.layers()[1].note.empty());
 }
 
+TEST_CASE("bench times one layer of each kind, and only right ones", "[tool]") {
+  const std::string in = std::string(MPQ_TEST_DATA) + "/gptq-w4-g128";
+  const Result result = run_tool({"bench", in, "--device", "cpu", "--batch", "1,5", "--json"});
+  REQUIRE(result.code == 0);
+  const auto json = nlohmann::json::parse(result.out);
+  REQUIRE(json.at("rows").size() == 2);
+  for (const auto& row : json.at("rows")) {
+    CHECK(row.at("layer") == "model.layers.0.mlp.down_proj");
+    CHECK(row.at("us") > 0.0);
+    CHECK(row.at("error") <= 1.0);
+  }
+  CHECK(json.at("rows").at(1).at("batch") == 5);
+  CHECK(
+      run_tool({"bench", in, "--device", "cpu", "--batch", "2"}).out.find("all layers, batch 2") !=
+      std::string::npos);
+  CHECK(fails({"bench", in, "--batch", "0"}, 2, "--batch"));
+  CHECK(fails({"bench", in, "--layer", "down_proj"}, 2, "down_proj"));
+  CHECK(fails({"bench", in, "--device", "cuda:99"}, 7, "cuda:99"));
+}
+
 TEST_CASE("a layer of mixed widths runs in pieces, or says which width cannot", "[tool]") {
   const TemporaryDirectory directory;
   const std::string in = directory.path().string(), out = (directory / "out").string();
@@ -263,4 +283,6 @@ TEST_CASE("a layer of mixed widths runs in pieces, or says which width cannot", 
   CHECK_FALSE(std::filesystem::exists(out));
   CHECK(run_tool({"dequantize", in, "-o", (directory / "d").string()}).code == 0);
   CHECK(fails({"convert", in, "--to", "gptq", "-o", out}, 6, "8, 4, 3"));
+  CHECK(fails({"bench", in, "--layer", "m", "--device", "cpu"}, 6, "several widths"));
+  CHECK(fails({"bench", in, "--device", "cpu"}, 4, "no quantised layer of one width"));
 }

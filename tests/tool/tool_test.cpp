@@ -59,7 +59,8 @@ TEST_CASE("help and version", "[tool]") {
                                                {"convert", "--help"},
                                                {"quantize", "--help"},
                                                {"dequantize", "--help"},
-                                               {"run", "--help"}}) {
+                                               {"run", "--help"},
+                                               {"bench", "--help"}}) {
     const Result result = run_tool(call);
     CHECK(result.code == 0);
     CHECK(result.err.empty());
