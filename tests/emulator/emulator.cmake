@@ -36,7 +36,7 @@ function(mpq_emulate_cuda target)
   # the address sanitizer is what finds things here; the other one doubles the time to compile.
   set(options -w -Wno-psabi -include "${here}/builtins.hpp")
   if(MPQ_SANITIZE)
-    list(APPEND options -fno-sanitize=undefined)
+    list(APPEND options -O1 -fno-sanitize=undefined)
   endif()
   set_source_files_properties(${instances} ${device_code} PROPERTIES
     SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS "${options}")
