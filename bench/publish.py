@@ -212,7 +212,7 @@ def main():
     for bits in WIDTHS:
         path = plot(results, bits, directory)
         if path:
-            text += f"![Share of the limit against the batch, {bits} bits]({path.relative_to(README.parent)})\n"
+            text += f"![Share of the limit against the batch, {bits}-bit weights]({path.relative_to(README.parent)})\n"
     before, rest = readme.split(BEGIN, 1)
     README.write_text(before + BEGIN + text + END + rest.split(END, 1)[1])
 

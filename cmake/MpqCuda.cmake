@@ -69,20 +69,25 @@ if(MPQ_CUDA)
   find_package(CUDAToolkit 12.0 REQUIRED)
 endif()
 
-# mpq_kernel_instances(target): one translation unit per kernel family x bits x activation type, so that
-# cores build them in parallel and none takes minutes.
-function(mpq_kernel_instances target)
+# mpq_configure_instances(out directory suffix): one translation unit per kernel family x bits x
+# activation type, so that cores build them in parallel and none takes minutes.
+function(mpq_configure_instances out directory suffix)
   foreach(family decode prefill_sm80 prefill_sm90)
-    foreach(bits 1 2 4 8)
-      foreach(dtype f16 bf16)
-        set(MPQ_INSTANCE_BITS ${bits})
-        set(MPQ_INSTANCE_DTYPE ${dtype})
-        set(instance "${PROJECT_BINARY_DIR}/instances/${family}_w${bits}_${dtype}.cu")
+    foreach(MPQ_INSTANCE_BITS 1 2 4 8)
+      foreach(MPQ_INSTANCE_DTYPE f16 bf16)
+        set(instance "${directory}/${family}_w${MPQ_INSTANCE_BITS}_${MPQ_INSTANCE_DTYPE}${suffix}")
         configure_file("${PROJECT_SOURCE_DIR}/kernels/instances/${family}.cu.in" "${instance}" @ONLY)
-        target_sources(${target} PRIVATE "${instance}")
+        list(APPEND instances "${instance}")
       endforeach()
     endforeach()
   endforeach()
+  set(${out} "${instances}" PARENT_SCOPE)
+endfunction()
+
+# mpq_kernel_instances(target): the target's kernels, for all families.
+function(mpq_kernel_instances target)
+  mpq_configure_instances(instances "${PROJECT_BINARY_DIR}/instances" .cu)
+  target_sources(${target} PRIVATE ${instances})
   target_include_directories(${target} PRIVATE kernels)
   # Whether kernels with Hopper's own instructions can be chosen (DeviceTraits::sm90a_code).
   if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)90a(-real)?(;|$)")

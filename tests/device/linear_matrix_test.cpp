@@ -142,11 +142,8 @@ TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   AnyLinear linear(weights, Device::cuda(), DType::f16);
   linear.prepare_params();
   const auto x = random_activations(kRows, kK, DType::f16, 22, /*exact=*/true);
-  const Reference reference = reference_forward(weights, view(x, DType::f16, kRows, kK));
-  std::vector<std::uint16_t> expected;
-  for (const double y : reference.y) {
-    expected.push_back(from_float(static_cast<float>(y), DType::f16));
-  }
+  const auto expected =
+      rounded(reference_forward(weights, view(x, DType::f16, kRows, kK)), DType::f16);
   for (const int kernel : usable_kernels()) {
     INFO(fmt::format("w{} group {} {}", bits, group_size,
                      to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
@@ -192,11 +189,8 @@ TEST_CASE("every cluster of the Hopper prefill kernels is right and gives the sa
   AnyLinear linear(weights, Device::cuda(), DType::f16);
   linear.prepare_params();
   const auto x = random_activations(kRows, kK, DType::f16, 13, /*exact=*/true);
-  const Reference reference = reference_forward(weights, view(x, DType::f16, kRows, kK));
-  std::vector<std::uint16_t> expected;
-  for (const double y : reference.y) {
-    expected.push_back(from_float(static_cast<float>(y), DType::f16));
-  }
+  const auto expected =
+      rounded(reference_forward(weights, view(x, DType::f16, kRows, kK)), DType::f16);
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;

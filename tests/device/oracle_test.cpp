@@ -86,10 +86,8 @@ TEST_CASE("integers add up exactly in every kernel") {
       const auto weights = random_weights(spec);
       constexpr std::int64_t kRows = 70;
       const auto x = random_activations(kRows, shape.k, dtype, seed, /*exact=*/true);
-      const Reference reference = reference_forward(weights, view(x, dtype, kRows, shape.k));
-      std::vector<std::uint16_t> expected;
-      for (const double y : reference.y)
-        expected.push_back(from_float(static_cast<float>(y), dtype));
+      const auto expected =
+          rounded(reference_forward(weights, view(x, dtype, kRows, shape.k)), dtype);
       const AnyLinear linear = prepared(weights, dtype);
       // The prefill kernels round weights to the activations' type; of these integers only 8 bits
       // times a scale plus b do not fit bf16's 8 significant bits.

@@ -10,7 +10,7 @@ function(mpq_emulate_cuda target)
   set(here "${PROJECT_SOURCE_DIR}/tests/emulator")
   set(there "${PROJECT_BINARY_DIR}/emulated")
 
-  # The kernels' own files; ptx/ and launch.cuh are the emulator's.
+  # The kernels' own files; ptx/ and launch.cuh, and check_values.cu, are the emulator's.
   file(GLOB kernels CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/kernels"
        "${PROJECT_SOURCE_DIR}/kernels/*.cuh" "${PROJECT_SOURCE_DIR}/kernels/*.hpp")
   list(REMOVE_ITEM kernels launch.cuh)
@@ -22,26 +22,20 @@ function(mpq_emulate_cuda target)
     configure_file("${here}/${file}" "${there}/${file}" COPYONLY)
   endforeach()
 
-  foreach(MPQ_INSTANCE_BITS 1 2 4 8)
-    foreach(MPQ_INSTANCE_DTYPE f16 bf16)
-      foreach(family decode prefill_sm80 prefill_sm90)
-        set(instance "${there}/${family}_w${MPQ_INSTANCE_BITS}_${MPQ_INSTANCE_DTYPE}.cpp")
-        configure_file("${PROJECT_SOURCE_DIR}/kernels/instances/${family}.cu.in" "${instance}" @ONLY)
-        list(APPEND instances "${instance}")
-      endforeach()
-    endforeach()
-  endforeach()
-  file(GLOB device_code CONFIGURE_DEPENDS "${here}/*.cpp")
+  mpq_configure_instances(instances "${there}" .cpp)
+  configure_file("${PROJECT_SOURCE_DIR}/kernels/prepare.cu" "${there}/prepare.cpp" COPYONLY)
+  file(GLOB emulator CONFIGURE_DEPENDS "${here}/*.cpp")
+  set(device_code ${instances} "${there}/prepare.cpp" ${emulator})
   # Written for nvcc: its pragmas, and warnings that are another compiler's taste. Of the sanitizers
   # the address sanitizer is what finds things here; the other one doubles the time to compile.
   set(options -w -Wno-psabi -include "${here}/builtins.hpp")
   if(MPQ_SANITIZE)
     list(APPEND options -O1 -fno-sanitize=undefined)
   endif()
-  set_source_files_properties(${instances} ${device_code} PROPERTIES
+  set_source_files_properties(${device_code} PROPERTIES
     SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS "${options}")
   file(GLOB backend CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/cuda/*.cpp")
-  target_sources(${target} PRIVATE ${instances} ${device_code} ${backend})
+  target_sources(${target} PRIVATE ${device_code} ${backend})
   target_include_directories(${target} PRIVATE "${there}" "${here}")
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_definitions(${target} PRIVATE MPQ_WITH_CUDA=1 MPQ_SM90A_CODE=1)

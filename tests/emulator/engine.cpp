@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <boost/context/fiber.hpp>
 #include <boost/context/fixedsize_stack.hpp>
-#include <cstring>
+#include <deque>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -196,9 +195,6 @@ void run_cluster(Cluster& cluster, const std::function<void()>& kernel, std::mt1
 
 }  // namespace
 
-Thread& current() {
-  return *running;
-}
 Warp& warp() {
   return *running->warp;
 }
@@ -277,11 +273,12 @@ void arrive(int id, int threads) {
 
 unsigned char* in_cta(const void* address, int rank) {
   Cta& mine = cta();
-  const auto offset = static_cast<const unsigned char*>(address) - mine.shared_begin;
-  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(mine.shared_bytes)) {
+  const auto* place = static_cast<const unsigned char*>(address);
+  if (place < mine.shared.begin() || place >= mine.shared.end()) {
     throw std::logic_error("emulator: an address that is not in shared memory");
   }
-  return mine.cluster->ctas.at(static_cast<std::size_t>(rank)).shared_begin + offset;
+  return mine.cluster->ctas.at(static_cast<std::size_t>(rank)).shared.begin() +
+         (place - mine.shared.begin());
 }
 
 TransactionBarrier& transaction_barrier(const void* address, int rank) {
@@ -300,7 +297,6 @@ void run(const LaunchShape& shape, const std::function<void()>& kernel) {
   launch_is_late = ++launches % 2 == 0;
   std::mt19937 random(launches);
   launched = shape;
-  constexpr std::size_t kAlignment = 1024;
   for (unsigned y = 0; y < shape.grid.y; ++y) {
     for (unsigned x = 0; x < shape.grid.x; x += shape.cluster) {
       Cluster cluster;
@@ -311,14 +307,7 @@ void run(const LaunchShape& shape, const std::function<void()>& kernel) {
         each.cluster = &cluster;
         each.block = {x + rank, y, 0};
         each.rank = static_cast<int>(rank);
-        // Ends where the allocation ends, so that the address sanitizer sees what is beyond.
-        const std::size_t bytes = (shape.shared_bytes + 15) / 16 * 16;
-        each.shared.assign(bytes + kAlignment, 0xff);
-        auto begin = reinterpret_cast<std::uintptr_t>(each.shared.data()) + kAlignment;
-        begin = begin / kAlignment * kAlignment;
-        each.shared.resize(begin - reinterpret_cast<std::uintptr_t>(each.shared.data()) + bytes);
-        each.shared_begin = reinterpret_cast<unsigned char*>(begin);
-        each.shared_bytes = bytes;
+        each.shared = SharedMemory(shape.shared_bytes);
       }
       run_cluster(cluster, kernel, random);
     }

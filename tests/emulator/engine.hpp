@@ -12,9 +12,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
+#include <cstring>
 #include <functional>
+#include <memory>
+#include <new>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -49,15 +52,35 @@ struct Rendezvous {
   }
 };
 
+/// Of a CTA: an allocation of its own, so that the address sanitizer sees what is beyond.
+class SharedMemory {
+ public:
+  SharedMemory() = default;
+  explicit SharedMemory(std::size_t bytes)
+      : bytes_(bytes), data_(new (std::align_val_t{kAlignment}) unsigned char[bytes]) {
+    std::memset(data_.get(), 0xff, bytes);
+  }
+  unsigned char* begin() const { return data_.get(); }
+  unsigned char* end() const { return begin() + bytes_; }
+
+ private:
+  static constexpr std::size_t kAlignment = 1024;
+  struct Delete {
+    void operator()(unsigned char* data) const {
+      operator delete[](data, std::align_val_t{kAlignment});
+    }
+  };
+  std::size_t bytes_ = 0;
+  std::unique_ptr<unsigned char[], Delete> data_;
+};
+
 struct Cluster;
 
 struct Cta {
   Cluster* cluster = nullptr;
   Index block;
   int rank = 0;
-  std::vector<unsigned char> shared;  ///< with room to align its beginning
-  unsigned char* shared_begin = nullptr;
-  std::size_t shared_bytes = 0;
+  SharedMemory shared;
   std::array<Rendezvous, 16> barriers;
   std::unordered_map<const void*, TransactionBarrier> transaction_barriers;
 };
@@ -69,8 +92,6 @@ struct Warp {
   const char* instruction = nullptr;
 };
 
-struct Thread;
-
 struct Cluster {
   std::vector<Cta> ctas;
   int threads_per_cta = 0;
@@ -79,7 +100,6 @@ struct Cluster {
 };
 
 /// The running thread's.
-Thread& current();
 Warp& warp();
 Cta& cta();
 int lane();

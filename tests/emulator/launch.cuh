@@ -22,6 +22,13 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads,
   return cudaSuccess;
 }
 
+template <class... Parameters, class... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads,
+                          std::size_t shared_bytes, cudaStream_t stream,
+                          const Arguments&... arguments) {
+  return launch_kernel(kernel, grid, threads, shared_bytes, Launch{.stream = stream}, arguments...);
+}
+
 }  // namespace mpq::kernels
 
 template <class Kernel>

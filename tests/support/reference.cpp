@@ -120,6 +120,13 @@ double error_bound(const Reference& reference, std::size_t element, DType y_dtyp
   return bound;
 }
 
+std::vector<std::uint16_t> rounded(const Reference& reference, DType dtype) {
+  std::vector<std::uint16_t> y;
+  y.reserve(reference.y.size());
+  for (const double value : reference.y) y.push_back(from_float(static_cast<float>(value), dtype));
+  return y;
+}
+
 std::optional<std::string> find_mismatch(const Reference& reference, const ConstMatrix& y_host,
                                          bool weights_rounded) {
   if (y_host.rows != reference.rows || y_host.cols != reference.cols) {

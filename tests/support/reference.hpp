@@ -21,6 +21,9 @@ struct Reference {
 /// y = x w^T + bias on the exact codes, scales and zeros; not on anything that mpq dequantised.
 Reference reference_forward(const AnyQuantizedWeights& weights, const ConstMatrix& x_host);
 
+/// The reference's y, rounded to 16 bits: what a kernel must give where every sum is exact.
+std::vector<std::uint16_t> rounded(const Reference& reference, DType dtype);
+
 /// Names the first element of y [rows, cols] (16-bit, on the host) outside the bound of the
 /// reference; nothing if there is none. `weights_rounded`: whether the path that made y rounds each
 /// weight to y's 16-bit type, as tensor-core kernels do. NaN and infinities of the reference must

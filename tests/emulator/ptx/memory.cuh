@@ -13,7 +13,7 @@ inline uint4 ld_global_nc_no_allocate(const uint4* address) {
 }
 
 inline unsigned char* dynamic_shared_memory() {
-  return emulator::cta().shared_begin;
+  return emulator::cta().shared.begin();
 }
 
 inline void cp_async_16_zfill(void* shared, const void* source, int bytes) {
