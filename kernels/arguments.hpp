@@ -25,11 +25,12 @@ struct ForwardArguments {
   bool scales_are_bf16;  ///< else f16, whatever the activations are
   // Of the decode kernels, as the plan has them; divisions would cost more than the rest of the
   // start.
-  int chunks, base, extra;  ///< of KSplit
-  int cluster_shift;        ///< log2 of KSplit::cluster
-  int warps_n_shift;        ///< log2 of Plan::warps_n
-  int slots_shift;          ///< log2 of decode_row_slots
-  int column_stride;        ///< columns of kWarpN channels that all clusters take in one round
+  int chunks, part;   ///< of KSplit
+  int x_pitch;        ///< decode_x_pitch
+  int cluster_shift;  ///< log2 of KSplit::cluster
+  int warps_n_shift;  ///< log2 of Plan::warps_n
+  int slots_shift;    ///< log2 of decode_row_slots
+  int column_stride;  ///< columns of kWarpN channels that all clusters take in one round
 };
 
 }  // namespace mpq::kernels

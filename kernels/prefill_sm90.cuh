@@ -455,7 +455,9 @@ class PrefillConsumer {
   // Tells the CTAs that write there that this warp has done with a slot.
   __device__ __forceinline__ void release_x(int slot, bool used) {
     __syncwarp();  // every lane has read its parameters
-    if (used && lane_ < cluster_.multicast) {
+    if (cluster_.multicast == 1) {
+      if (used && lane_ == 0) ptx::mbarrier_arrive(&storage_.x_empty[slot]);
+    } else if (used && lane_ < cluster_.multicast) {
       ptx::mbarrier_arrive_cluster(&storage_.x_empty[slot], leader_ + lane_);
     }
   }

@@ -115,45 +115,44 @@ inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 
 /// How the decode kernels cut K, in blocks of the kernel layout: into chunks whose x fits shared
 /// memory (mostly one), a chunk into a slice for every CTA of a cluster, a slice into a part for
-/// each of the warps that share it. Parts differ by one block at most.
+/// each of the warps that share it. All parts have the same size but the last, and maybe nothing.
 struct KSplit {
-  int warps, chunks, cluster, rank;
-  int base, extra;  ///< blocks of a part; parts that have one more
+  int blocks, warps, chunks, cluster, rank;
+  int part;  ///< blocks
 
   static constexpr KSplit of(int blocks, int warps, int chunks, int cluster, int rank = 0) {
     const int parts = warps * chunks * cluster;
-    return {warps, chunks, cluster, rank, blocks / parts, blocks % parts};
+    return {blocks, warps, chunks, cluster, rank, (blocks + parts - 1) / parts};
   }
 
   /// First block of a warp's part; of the next slice for warp == warps.
   constexpr int part_begin(int chunk, int warp) const {
-    const int part = (chunk * cluster + rank) * warps + warp;
-    return part * base + (part < extra ? part : extra);
+    const int begin = ((chunk * cluster + rank) * warps + warp) * part;
+    return begin < blocks ? begin : blocks;
   }
-  /// Blocks of the largest part, and of the largest slice.
-  constexpr int most_of_part() const { return base + (extra > 0 ? 1 : 0); }
-  constexpr int most() const { return warps * base + (extra < warps ? extra : warps); }
+  /// Blocks of the largest slice.
+  constexpr int slice() const { return warps * part; }
 };
 
 /// Shared memory of a decode kernel's CTA, bytes, without its slice of x.
 constexpr int decode_storage_bytes(const KernelConfig& config) noexcept {
   return config.warps() *
              (config.stages * config.tile_n * 32 + config.tile_m * (config.tile_n + 4) * 4) +
-         16;
+         32;
 }
 /// Rows for which a decode kernel's slice of x has room: a power of two up to 8, or tile_m.
 constexpr int decode_row_slots(const KernelConfig& config, int rows) noexcept {
   if (config.tile_m > 8) return config.tile_m;
   return rows > 4 ? 8 : rows > 2 ? 4 : rows > 1 ? 2 : 1;
 }
+/// Bytes from row to row of its slice of x: eight rows are read together, from different banks.
+constexpr int decode_x_pitch(int bits, const KSplit& split) noexcept {
+  return split.slice() * (256 / bits) * 2 + 16;
+}
 /// Floats of a decode kernel's two inboxes for the sums of its cluster.
 constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warps_n,
                                   int cluster) noexcept {
   return cluster == 1 ? 0 : 2 * decode_row_slots(config, rows) * config.tile_n * warps_n;
-}
-/// Groups of which a run of columns can have a part.
-constexpr int decode_most_groups(int columns, int group_shift) noexcept {
-  return (columns >> group_shift) + 2;
 }
 
 /// Whether the device runs this build's machine code for 9.0, with clusters, programmatic dependent

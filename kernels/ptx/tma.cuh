@@ -56,6 +56,13 @@ __device__ __forceinline__ void prefetch_tensormap(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+/// Makes this thread's writes to shared memory visible to bulk copies and to wgmma.
+__device__ __forceinline__ void fence_proxy_async() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /// Four 8x8 matrices of 16-bit elements, transposed on the way: a lane's register holds elements
 /// (2 * (lane % 4), lane / 4) and the one below it; lane i gives the address of row i % 8 of
 /// matrix i / 8.

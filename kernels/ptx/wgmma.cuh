@@ -46,13 +46,6 @@ __device__ __forceinline__ void wgmma_wait_group() {
 #endif
 }
 
-/// Makes this thread's writes to shared memory visible to wgmma and to TMA.
-__device__ __forceinline__ void fence_proxy_async() {
-#if MPQ_HAS_WGMMA
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 /// Takes registers from, or gives them back to, the CTA's pool; a whole warpgroup does.
 template <int kRegisters>
 __device__ __forceinline__ void setmaxnreg_inc() {

@@ -154,24 +154,14 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
   return problem.m <= decode_rows ? decode : prefill;
 }
 
-// Shared memory of a decode kernel's CTA: its storage, its slice of x and, for affine zeros, the
-// sums of x over each warp's part of each group.
+// Shared memory of a decode kernel's CTA.
 std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& config,
                                  const KSplit& split) {
-  const int block = layout_block_k(problem.bits);
   const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m));
   const int warps_n = config.warps() / split.warps;
-  std::int64_t bytes = decode_storage_bytes(config) +
-                       std::int64_t{split.most()} * block * 2 * decode_row_slots(config, rows) +
-                       std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
-  if (problem.zeros == ZeroKind::affine) {
-    const int shift = std::min(
-        31,
-        static_cast<int>(std::bit_width(static_cast<std::uint64_t>(problem.group_columns))) - 1);
-    bytes += std::int64_t{split.warps} * config.tile_m * 4 *
-             decode_most_groups(split.most_of_part() * block, shift);
-  }
-  return bytes;
+  return decode_storage_bytes(config) +
+         std::int64_t{decode_x_pitch(problem.bits, split)} * decode_row_slots(config, rows) +
+         std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
 }
 
 // Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Fitted to
@@ -204,9 +194,8 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
         shared = decode_shared_bytes(problem, config, split());
         return shared <= device.shared_bytes_per_block;
       };
-      while (!fits() && split().base > 0) ++chunks;
-      // With fewer warps along K it fits. BlockRuns takes empty parts only if there is one chunk.
-      if (!fits() || (chunks > 1 && split().base == 0)) continue;
+      while (!fits() && split().part > 1) ++chunks;
+      if (!fits()) continue;  // with fewer warps along K it does
       const std::int64_t resident = std::min<std::int64_t>(
           config.ctas_per_sm,
           (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));
@@ -216,7 +205,7 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
       const double per_sm =
           std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
       const auto rounds = static_cast<double>(ceil_div(tiles, clusters));
-      const double run = split().most_of_part() * static_cast<double>(chunks) * block * per_sm;
+      const double run = split().part * static_cast<double>(chunks) * block * per_sm;
       const double multiplied = run * config.tile_n / 32 * kWeightCycles;
       const double staged = run * warps_k * 2 * slots / kStagedBytesPerCycle;
       const double cycles = rounds * (multiplied + kTileCycles + exchange_cycles(cluster)) +

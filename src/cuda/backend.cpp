@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <optional>
 
 #include "arguments.hpp"
@@ -130,6 +131,14 @@ class CudaBackend final : public Backend {
 };
 
 void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
+  ColumnOrder order = order_columns(bits_, k(), weights.group_size, weights.g_idx);
+  // The kernels count a layer's parameters with 32 bits.
+  constexpr std::int64_t kMostParameters = std::numeric_limits<std::uint32_t>::max();
+  if (order.kernel_groups() > kMostParameters / n_padded()) {
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{} groups of {} output channels are more than {} scales",
+                            order.kernel_groups(), n_padded(), kMostParameters));
+  }
   const CurrentDevice current(device_);
   const auto put = [&](const auto& host, std::int64_t rows, std::int64_t cols) {
     return upload(device_, host, rows, cols, stream);
@@ -154,7 +163,7 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
                             .zero_scales = put(dq.zero_scales, rows, cols),
                             .zero_zeros = put(dq.zero_zeros, rows, cols)};
   }
-  order_ = order_columns(bits_, k(), weights.group_size, weights.g_idx);
+  order_ = std::move(order);
   scale_dtype_ = weights.dtype;
   zero_kind_ = weights.zero_kind;
   source_ = {};
@@ -290,8 +299,8 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
       .scales_are_bf16 = scale_dtype_ == DType::bf16,
       .chunks = plan.chunks,
-      .base = split.base,
-      .extra = split.extra,
+      .part = split.part,
+      .x_pitch = decode_x_pitch(bits_, split),
       .cluster_shift = log2(plan.cluster),
       .warps_n_shift = log2(plan.warps_n),
       .slots_shift = log2(decode_row_slots(

@@ -71,11 +71,11 @@ TEST_CASE("a cluster's slices cover K once, and fit shared memory") {
         for (int chunk = 0; chunk < chunks; ++chunk) {
           for (int rank = 0; rank < cluster; ++rank) {
             const auto split = KSplit::of(units, 4, chunks, cluster, rank);
-            CHECK(split.part_begin(chunk, 4) - split.part_begin(chunk, 0) <= split.most());
+            CHECK(split.part_begin(chunk, 4) - split.part_begin(chunk, 0) <= split.slice());
             for (int warp = 0; warp < 4; ++warp) {
               CHECK(split.part_begin(chunk, warp) == next);
               next = split.part_begin(chunk, warp + 1);
-              CHECK(next - split.part_begin(chunk, warp) <= split.most_of_part());
+              CHECK(next - split.part_begin(chunk, warp) <= split.part);
             }
           }
         }

@@ -50,6 +50,7 @@ inline void cp_async_bulk_tensor_3d(void* shared, const void* map, int x, int y,
   });
 }
 inline void prefetch_tensormap(const void*) {}
+inline void fence_proxy_async() {}
 
 inline void stmatrix_x4_trans(void* shared_row, const std::uint32_t (&r)[4]) {
   struct Lane {

@@ -20,7 +20,6 @@ inline void wgmma_fence() {}
 inline void wgmma_commit_group() {}
 template <int kPending>
 void wgmma_wait_group() {}
-inline void fence_proxy_async() {}
 template <int kRegisters>
 void setmaxnreg_inc() {}
 template <int kRegisters>

@@ -1,0 +1,62 @@
+#pragma once
+// What the parts of the decode kernel share: its memory, and who works on what.
+
+#include <cstdint>
+#include <utility>
+
+#include "mpq/plan.hpp"
+
+namespace mpq::kernels {
+
+/// Shared memory of a CTA. Its slice of x follows, then the sums of x (see ActivationSlice).
+template <KernelConfig C>
+struct DecodeStorage {
+  static constexpr int kWarpN = C.tile_n, kTiles = C.tile_n / 16;
+  static constexpr int kPitch = kWarpN + 4;  // spreads the rows of a fragment over the banks
+  uint4 ring[C.warps()][C.stages][kTiles][32];
+  float sums[C.warps()][C.tile_m][kPitch];
+  /// Count what has arrived in the two inboxes (TileReduction), and of x.
+  alignas(32) std::uint64_t arrived[2];
+  std::uint64_t x_arrived;
+};
+
+/// Calls f<0>() to f<kCount - 1>().
+template <int kCount, class F>
+__device__ __forceinline__ void static_for(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (f.template operator()<I>(), ...);
+  }
+  (std::make_integer_sequence<int, kCount>{});
+}
+
+/// What a warp works through: of each of its columns of kWarpN channels, its part of each chunk of
+/// K. kChunked: there may be more than one chunk.
+template <bool kChunked>
+class BlockRuns {
+ public:
+  __device__ __forceinline__ BlockRuns(const KSplit& split, int warp_k, int column, int stride,
+                                       int columns)
+      : split_(split), warp_k_(warp_k), stride_(stride), columns_(columns), column_(column) {}
+
+  /// The run's, if it is not empty. A first run that is empty is followed by empty ones only.
+  __device__ __forceinline__ int column() const { return column_; }
+  __device__ __forceinline__ int begin() const { return split_.part_begin(chunk_, warp_k_); }
+  __device__ __forceinline__ int end() const { return split_.part_begin(chunk_, warp_k_ + 1); }
+  __device__ __forceinline__ bool empty() const { return column_ >= columns_ || begin() == end(); }
+  /// Goes to the next run that is not empty, if there is one.
+  __device__ __forceinline__ void next() {
+    if constexpr (!kChunked) {
+      column_ += stride_;
+    } else {
+      do {
+        if (++chunk_ == split_.chunks) chunk_ = 0, column_ += stride_;
+      } while (column_ < columns_ && begin() == end());
+    }
+  }
+
+ private:
+  const KSplit& split_;
+  int warp_k_, stride_, columns_, column_, chunk_ = 0;
+};
+
+}  // namespace mpq::kernels

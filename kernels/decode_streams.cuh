@@ -1,0 +1,171 @@
+#pragma once
+// What a lane of the decode kernel reads from memory ahead of its use: weights, scales and zeros.
+
+#include <cstdint>
+
+#include "arguments.hpp"
+#include "decode_storage.cuh"
+#include "dequant.cuh"
+#include "group_parameters.cuh"
+#include "mpq/layout.hpp"
+#include "ptx/memory.cuh"
+
+namespace mpq::kernels {
+
+/// A lane's way through the weights, a ring of copies ahead of where it computes.
+template <int WBits, KernelConfig C, bool kChunked>
+class WeightStream {
+ public:
+  static constexpr int kTiles = DecodeStorage<C>::kTiles;
+  using Layout = KernelLayout<WBits>;
+  static constexpr int kBlockWords = Layout::kWordsPerBlock / 4;  // of 16 bytes
+
+  __device__ __forceinline__ WeightStream(const ForwardArguments& args,
+                                          uint4 (&ring)[C.stages][kTiles][32], int lane,
+                                          const BlockRuns<kChunked>& runs)
+      : args_(args), runs_(runs), ring_(&ring[0][0][lane]) {
+    begin_run();
+#pragma unroll 1
+    for (int i = 0; i < C.stages; ++i) refill();
+  }
+  /// Waits for the oldest block in flight.
+  __device__ __forceinline__ void take(uint4 (&words)[kTiles]) const {
+    ptx::cp_async_wait_group<C.stages - 1>();
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) words[t] = ring_[slot_ + 32 * t];
+  }
+  /// Starts the next copy, into the place of the block that was taken.
+  __device__ __forceinline__ void refill() {
+    if (left_ > 0) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) ptx::cp_async_16(ring_ + slot_ + 32 * t, source_ + 32 * t);
+      source_ += kBlockWords;
+      if (--left_ == 0) {
+        runs_.next();
+        begin_run();
+      }
+    }
+    ptx::cp_async_commit_group();
+    slot_ = slot_ == (C.stages - 1) * 32 * kTiles ? 0 : slot_ + 32 * kTiles;
+  }
+
+ private:
+  __device__ __forceinline__ void begin_run() {
+    left_ = runs_.empty() ? 0 : runs_.end() - runs_.begin();
+    if (left_ == 0) return;
+    constexpr unsigned kPerBlock = Layout::kBlockN / DecodeStorage<C>::kWarpN;
+    const auto column = static_cast<unsigned>(runs_.column());
+    const std::int64_t block = static_cast<std::int64_t>(column / kPerBlock) *
+                                   (static_cast<unsigned>(args_.k_padded) / Layout::kBlockK) +
+                               runs_.begin();
+    const unsigned lane = threadIdx.x % 32;
+    source_ = args_.qweight + block * kBlockWords + column % kPerBlock * (kTiles * 32) + lane;
+  }
+  const ForwardArguments& args_;
+  BlockRuns<kChunked> runs_;
+  const uint4* source_;
+  int left_, slot_ = 0;
+  uint4* ring_;
+};
+
+/// Parameters of a lane's channels in one group, as stored: two neighbours of each tile. kGeneral:
+/// of any kind; else integer zeros, and scales of the activations' type.
+template <int WBits, DType T, int kTiles, bool kGeneral>
+struct LaneParameters {
+  static constexpr int kZeroWords = kTiles * static_cast<int>(sizeof(ZeroCode<WBits>)) / 2;
+  std::uint32_t scales[kTiles];
+  /// Packed ZeroCodes, in the first kZeroWords, or the bits of affine zeros.
+  std::uint32_t zeros[kGeneral ? 2 * kTiles : kZeroWords];
+
+  __device__ __forceinline__ float scale(const ForwardArguments& args, int t, int h) const {
+    return scale_to_float(static_cast<std::uint16_t>(scales[t] >> (16 * h)),
+                          kGeneral ? args.scales_are_bf16 : T == DType::bf16);
+  }
+  __device__ __forceinline__ int zero(int t, int h) const {
+    constexpr int kBits = 8 * static_cast<int>(sizeof(ZeroCode<WBits>)), kPerWord = 32 / kBits;
+    const int i = 2 * t + h;
+    return static_cast<int>(zeros[i / kPerWord] >> (kBits * (i % kPerWord)) & ((1u << kBits) - 1));
+  }
+  /// What is added for every unit of x, if zeros are affine.
+  __device__ __forceinline__ float affine(int t, int h) const {
+    static_assert(kGeneral);
+    return __uint_as_float(zeros[2 * t + h]);
+  }
+};
+
+/// A lane's way through the parameters of the groups that it meets, one group ahead.
+template <int WBits, DType T, int kTiles, bool kGeneral>
+class ParameterStream {
+ public:
+  using Parameters = LaneParameters<WBits, T, kTiles, kGeneral>;
+
+  /// position: of the lane's channels within its column (parameter_position).
+  __device__ __forceinline__ ParameterStream(const ForwardArguments& args,
+                                             const BlockRuns<kGeneral>& runs, int position)
+      : args_(args), runs_(runs), position_(position) {
+    begin_run();
+    fetch();
+  }
+  /// Of the group that comes next.
+  __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
+  /// Goes to the group after it.
+  __device__ __forceinline__ void advance() { fetch(); }
+
+ private:
+  __device__ __forceinline__ void begin_run() {
+    constexpr int kSteps = KernelLayout<WBits>::kStepsPerBlock;
+    constexpr unsigned kPerBlock = KernelLayout<WBits>::kBlockN / (16 * kTiles);
+    left_ = 0;
+    if (runs_.empty()) return;
+    const int group = group_of_step(args_, runs_.begin() * kSteps);
+    left_ = group_of_step(args_, runs_.end() * kSteps - 1) - group + 1;
+    const auto column = static_cast<unsigned>(runs_.column());
+    const auto channels = static_cast<std::uint32_t>(
+        static_cast<int>(column / kPerBlock * 64 + column % kPerBlock * (2 * kTiles)) + position_);
+    at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.n_padded) + channels;
+    zero_at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.zeros_stride) +
+               channels;
+  }
+  __device__ __forceinline__ void fetch() {
+    if (left_ == 0) return;
+    constexpr int kAffineWords = kGeneral ? 2 * kTiles : Parameters::kZeroWords;
+    load<kTiles>(ahead_.scales, args_.scales + at_);
+    if (affine()) {
+      load<kAffineWords>(ahead_.zeros, args_.affine_zeros + at_);
+    } else {
+      load<Parameters::kZeroWords>(ahead_.zeros,
+                                   static_cast<const ZeroCode<WBits>*>(args_.zeros) + zero_at_);
+    }
+    at_ += static_cast<std::uint32_t>(args_.n_padded);
+    zero_at_ += static_cast<std::uint32_t>(args_.zeros_stride);
+    if (--left_ == 0) {
+      runs_.next();
+      begin_run();
+    }
+  }
+  __device__ __forceinline__ bool affine() const {
+    return kGeneral && args_.affine_zeros != nullptr;
+  }
+  template <int kWords>
+  static __device__ __forceinline__ void load(std::uint32_t* words, const void* from) {
+    if constexpr (kWords % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        const uint4 v = __ldg(static_cast<const uint4*>(from) + i / 4);
+        words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+      }
+    } else if constexpr (kWords == 2) {
+      const uint2 v = __ldg(static_cast<const uint2*>(from));
+      words[0] = v.x, words[1] = v.y;
+    } else {
+      words[0] = __ldg(static_cast<const std::uint32_t*>(from));
+    }
+  }
+  const ForwardArguments& args_;
+  BlockRuns<kGeneral> runs_;
+  int position_, left_;
+  std::uint32_t at_, zero_at_;  // elements; a layer's are fewer than 2^32
+  Parameters ahead_;
+};
+
+}  // namespace mpq::kernels
