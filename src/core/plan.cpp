@@ -36,14 +36,12 @@ struct ClusterShape {
   int ctas() const { return multicast * split; }
 };
 
-// Clusters that are resident at once. Clusters live inside a GPC; 16 of its multiprocessors are
-// certain on the parts there are, pairs fit wherever two are free.
+// Clusters that run at once, a CTA a multiprocessor; at least one.
 std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster) {
-  constexpr int kGpcSms = 16;
   const int ctas = cluster.ctas();
-  const std::int64_t fitting =
-      ctas <= 2 ? device.sm_count / ctas : device.sm_count / kGpcSms * (kGpcSms / ctas);
-  return std::max<std::int64_t>(fitting, 1);
+  if (ctas == 1) return device.sm_count;
+  const auto sizes = static_cast<std::size_t>(std::bit_width(static_cast<unsigned>(ctas - 1)));
+  return std::max(device.resident_clusters.at(sizes - 1), 1);  // of the next power of two
 }
 
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
@@ -165,14 +163,16 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
 }
 
 // Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Fitted to
-// a sweep of all ways on an H200 (bench/NOTES.md), where what is picked is 3 % slower than the best
-// in the mean: a lane's weights one after the other, what a tile costs that nothing hides, and what
-// an exchange within a cluster adds to it.
+// a sweep of all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the
+// best in the mean: a lane's weights one after the other, by rows of the tile; what a second CTA on
+// the same multiprocessor slows them; what a tile costs that nothing hides, and what an exchange
+// within a cluster adds to it.
 void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
              Plan& plan) {
-  constexpr double kWeightCycles = 7.7, kTileCycles = 1350, kStagedBytesPerCycle = 90;
+  constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
+                   kStagedBytesPerCycle = 67;
   const auto exchange_cycles = [](int cluster) {
-    return cluster == 1 ? 0.0 : cluster == 2 ? 400.0 : 1000.0 * cluster;
+    return cluster == 1 ? 0.0 : cluster == 2 ? 230.0 : 190.0 * cluster;
   };
   const KernelConfig& config = plan.config();
   const std::int64_t columns = problem.n_padded / config.tile_n;
@@ -200,14 +200,15 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
           config.ctas_per_sm,
           (device.shared_bytes_per_block + kReservedSharedBytes) / (shared + kReservedSharedBytes));
       const std::int64_t tiles = ceil_div(columns, warps_n);
-      const std::int64_t clusters =
-          std::clamp<std::int64_t>(device.sm_count * resident / cluster / plan.grid_m, 1, tiles);
-      const double per_sm =
-          std::max(1.0, static_cast<double>(clusters * cluster * plan.grid_m) / device.sm_count);
+      const std::int64_t clusters = std::clamp<std::int64_t>(
+          resident_clusters(device, {.split = cluster}) * resident / plan.grid_m, 1, tiles);
+      const std::int64_t per_sm = ceil_div(clusters * cluster * plan.grid_m, device.sm_count);
       const auto rounds = static_cast<double>(ceil_div(tiles, clusters));
-      const double run = split().part * static_cast<double>(chunks) * block * per_sm;
-      const double multiplied = run * config.tile_n / 32 * kWeightCycles;
-      const double staged = run * warps_k * 2 * slots / kStagedBytesPerCycle;
+      const double run = split().part * static_cast<double>(chunks) * block;
+      const double multiplied = run * config.tile_n / 32 * config.tile_m * kWeightCyclesPerRow *
+                                (per_sm > 1 ? kSecondCta : 1);
+      const double staged =
+          run * warps_k * 2 * slots * static_cast<double>(per_sm) / kStagedBytesPerCycle;
       const double cycles = rounds * (multiplied + kTileCycles + exchange_cycles(cluster)) +
                             staged * (chunks > 1 ? rounds : 1);
       if (cycles >= best) continue;

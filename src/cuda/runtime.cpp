@@ -2,6 +2,8 @@
 
 #include "core/cuda_runtime.hpp"
 #include "cuda/cuda_error.hpp"
+#include "mpq/plan.hpp"
+#include "occupancy.hpp"
 
 namespace mpq::detail {
 namespace {
@@ -67,7 +69,7 @@ void cuda_synchronize(Device device, StreamRef stream) {
 
 DeviceTraits cuda_traits(Device device) {
   require(device);
-  return {
+  DeviceTraits traits{
       .compute_capability = 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
                             attribute(device, cudaDevAttrComputeCapabilityMinor),
       .sm90a_code = MPQ_SM90A_CODE == 1,
@@ -75,6 +77,15 @@ DeviceTraits cuda_traits(Device device) {
       .l2_bytes = attribute(device, cudaDevAttrL2CacheSize),
       .shared_bytes_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin),
   };
+  const CurrentDevice current(device);
+  for (std::size_t i = 0; i < traits.resident_clusters.size(); ++i) {
+    traits.resident_clusters[i] = 0;
+    if (!runs_sm90a_code(traits)) continue;
+    check_cuda(kernels::resident_clusters(2 << i, static_cast<int>(traits.shared_bytes_per_block),
+                                          &traits.resident_clusters[i]),
+               "cudaOccupancyMaxActiveClusters");
+  }
+  return traits;
 }
 
 std::string cuda_name(Device device) {

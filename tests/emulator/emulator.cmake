@@ -10,7 +10,7 @@ function(mpq_emulate_cuda target)
   set(here "${PROJECT_SOURCE_DIR}/tests/emulator")
   set(there "${PROJECT_BINARY_DIR}/emulated")
 
-  # The kernels' own files; ptx/ and launch.cuh, and check_values.cu, are the emulator's.
+  # The kernels' own files; ptx/ and launch.cuh, check_values.cu and occupancy.cu are the emulator's.
   file(GLOB kernels CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/kernels"
        "${PROJECT_SOURCE_DIR}/kernels/*.cuh" "${PROJECT_SOURCE_DIR}/kernels/*.hpp")
   list(REMOVE_ITEM kernels launch.cuh)
