@@ -62,31 +62,41 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                      static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
                      args.part};
 
-  // Start: weights and parameters are on their way before x exists.
-  const BlockRuns<kGeneral> runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
-  WeightStream<WBits, C, kGeneral> weights(args, storage.ring[warp], lane, runs);
-  ParameterStream<WBits, T, kTiles, kGeneral> parameters(args, runs, lane / 4 * 8);
   ActivationSlice<C> x(args, storage, slice, m0);
   float* inbox = reinterpret_cast<float*>(slice + args.x_pitch * decode_row_slots(C, args.m));
   TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0);
+  const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
+  const auto columns_of = [&](int chunk) {
+    return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
+  };
+  const auto start_x = [&](int chunk) {
+    if (warp == 0) {
+      ptx::griddepcontrol_wait();
+      x.start(first_of(chunk), columns_of(chunk));
+    }
+  };
+  // x is the longest to wait for; weights and parameters are on their way before it exists.
+  start_x(0);
+  const BlockRuns<kGeneral> runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
+  WeightStream<WBits, C, kGeneral> weights(args, storage.ring[warp], lane, runs);
+  ParameterStream<WBits, T, kTiles, kGeneral> parameters(args, runs, lane / 4 * 8);
   ptx::griddepcontrol_launch_dependents();
-  ptx::griddepcontrol_wait();
 
   DecodeAccumulator<WBits, T, C, kGeneral> sums;
   const auto part_of_x = [&](int chunk, int m) {
     const int first = split.part_begin(chunk, 0), begin = split.part_begin(chunk, warp_k);
     return x.of_lane(lane, m) + (begin - first) * (Layout::kBlockK * 2);
   };
-  const auto stage = [&](int chunk) {
-    const int first = split.part_begin(chunk, 0), last = split.part_begin(chunk, split.warps);
+  const auto complete_x = [&](int chunk) {
+    ptx::griddepcontrol_wait();
+    x.complete(first_of(chunk), columns_of(chunk));
     const int begin = split.part_begin(chunk, warp_k), end = split.part_begin(chunk, warp_k + 1);
-    x.stage(first * Layout::kBlockK, (last - first) * Layout::kBlockK);
     const unsigned char* part[kTilesM];
 #pragma unroll
     for (int m = 0; m < kTilesM; ++m) part[m] = part_of_x(chunk, m);
     sums.set_scales_of_x(part, end - begin, lane);
   };
-  stage(0);
+  complete_x(0);
 #pragma unroll 1
   for (int column = first_column; column < columns; column += args.column_stride) {
     sums.clear();
@@ -95,8 +105,10 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (chunks > 1) {
         if (chunk > 0 || column != first_column) {
-          __syncthreads();  // the chunk before has been read
-          stage(chunk);
+          ptx::fence_proxy_async();  // what was written there may be copied to
+          __syncthreads();           // the chunk before has been read
+          start_x(chunk);
+          complete_x(chunk);
         }
         sums.resume();
       }

@@ -29,17 +29,17 @@ class ActivationSlice {
         m0_(m0),
         rows_(min(args.m - m0, C.tile_m)) {}
 
-  /// Columns [first, first + columns), zero past x; for all threads of the CTA, when the slice
-  /// before has been read.
-  __device__ __forceinline__ void stage(int first, int columns) {
-    const auto* x = static_cast<const std::uint16_t*>(args_.x) + m0_ * args_.ldx + first;
-    const int valid = min(max(args_.k - first, 0), columns);
-    const bool aligned =
-        reinterpret_cast<std::uintptr_t>(args_.x) % 16 == 0 && (args_.ldx % 8 == 0 || args_.m == 1);
-    const int whole = aligned ? valid & ~7 : 0;
-    if (whole > 0) copy(x, whole);
+  /// The slice is columns [first, first + columns), zero past x: for the CTA's first warp, when the
+  /// slice before has been read and x may be read.
+  __device__ __forceinline__ void start(int first, int columns) {
+    const int whole = whole_columns(first, columns);
+    if (whole > 0) start_copy(row_of_x(first), whole);
+  }
+  /// For all threads, when x may be read.
+  __device__ __forceinline__ void complete(int first, int columns) {
+    const int whole = whole_columns(first, columns);
     if (whole < columns) [[unlikely]]
-      fill(x, whole, valid, columns);
+      fill(row_of_x(first), whole, min(max(args_.k - first, 0), columns), columns);
     __syncthreads();
     if (whole > 0) await_copy();
   }
@@ -51,42 +51,42 @@ class ActivationSlice {
   }
 
  private:
-  // Columns [from, to), of which those below `valid` are of x, one by one.
+  __device__ __forceinline__ const std::uint16_t* row_of_x(int first) const {
+    return static_cast<const std::uint16_t*>(args_.x) + m0_ * args_.ldx + first;
+  }
+  // Columns that bulk copies bring: all but what is past x, if rows are aligned.
+  __device__ __forceinline__ int whole_columns(int first, int columns) const {
+#if __CUDA_ARCH__ >= 900
+    const bool aligned =
+        reinterpret_cast<std::uintptr_t>(args_.x) % 16 == 0 && (args_.ldx % 8 == 0 || args_.m == 1);
+    return aligned ? min(max(args_.k - first, 0), columns) & ~7 : 0;
+#else
+    return 0;
+#endif
+  }
+  // Columns [from, to), of which those below `valid` are of x.
   __device__ __forceinline__ void fill(const std::uint16_t* x, int from, int valid, int to) const {
     for (int row = 0; row < rows_; ++row) {
-#pragma unroll 1
+#pragma unroll 4
       for (int i = from + static_cast<int>(threadIdx.x); i < to; i += C.threads()) {
         *reinterpret_cast<std::uint16_t*>(shared_ + row * args_.x_pitch + 2 * i) =
             i < valid ? __ldcg(x + row * args_.ldx + i) : std::uint16_t{0};
       }
     }
-    ptx::fence_proxy_async();  // what is written here may be copied to next
   }
-  __device__ __forceinline__ void copy(const std::uint16_t* x, int columns) {
-#if __CUDA_ARCH__ >= 900
-    static_assert(C.tile_m <= 32);  // a lane a row
-    if (threadIdx.x >= 32) return;
-    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(arrived_, rows_ * columns * 2);
-    __syncwarp();
+  // A row a lane.
+  __device__ __forceinline__ void start_copy(const std::uint16_t* x, int columns) {
+    static_assert(C.tile_m <= 32);
     const int row = static_cast<int>(threadIdx.x);
+    if (row == 0) ptx::mbarrier_arrive_expect_tx(arrived_, rows_ * columns * 2);
+    __syncwarp();
     if (row < rows_) {
       ptx::cp_async_bulk(shared_ + row * args_.x_pitch, x + row * args_.ldx, 2 * columns, arrived_);
     }
-#else
-    for (int row = 0; row < rows_; ++row) {
-#pragma unroll 4
-      for (int i = static_cast<int>(threadIdx.x); i < columns / 8; i += C.threads()) {
-        *reinterpret_cast<uint4*>(shared_ + row * args_.x_pitch + 16 * i) =
-            __ldcg(reinterpret_cast<const uint4*>(x + row * args_.ldx) + i);
-      }
-    }
-#endif
   }
   __device__ __forceinline__ void await_copy() {
-#if __CUDA_ARCH__ >= 900
     ptx::mbarrier_wait(arrived_, phase_);
     phase_ ^= 1u;
-#endif
   }
   const ForwardArguments& args_;
   std::uint64_t* arrived_;

@@ -28,8 +28,7 @@ class TileReduction {
         inbox_(inbox),
         rank_(rank),
         m0_(m0),
-        rows_(min(args.m - m0, C.tile_m)),
-        count_(count_of(args)) {
+        rows_(min(args.m - m0, C.tile_m)) {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&storage_.arrived[0], 1);
       ptx::mbarrier_init(&storage_.arrived[1], 1);
@@ -42,7 +41,11 @@ class TileReduction {
   /// Adds the sums of the CTA's warps, in their order, and sends them to their owners.
   __device__ __forceinline__ void publish(const float (&total)[kTiles][C.tile_m / 8][4],
                                           int column) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    // Not worth registers throughout the main loop.
+    const int thread = ptx::opaque(static_cast<int>(threadIdx.x));
+    const int warps_n_shift = ptx::opaque(args_.warps_n_shift);
+    const int warp = thread >> 5, lane = thread & 31;
+    const int count_shift = element_shift(warps_n_shift), count = 1 << count_shift;
     const bool alone = args_.cluster_shift == 0;
     auto& sums = storage_.sums;
 #pragma unroll
@@ -64,26 +67,26 @@ class TileReduction {
     }
     __syncthreads();
     column_ = column;
-    const int part = count_ >> args_.cluster_shift;
+    const int part = count >> args_.cluster_shift;
     std::uint64_t* arrived = &storage_.arrived[tiles_ & 1];
-    float* inbox = inbox_ + (tiles_ & 1) * count_ + rank_ * part;
+    float* inbox = inbox_ + (tiles_ & 1) * count + rank_ * part;
     if (!alone && threadIdx.x == 0) {
-      ptx::mbarrier_arrive_expect_tx(arrived, 4 * count_);
+      ptx::mbarrier_arrive_expect_tx(arrived, 4 * count);
     }
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < count_; i += C.threads()) {
-      const Place place(i, args_.warps_n_shift);
+    for (int i = thread; i < count; i += C.threads()) {
+      const Place place(i, warps_n_shift);
       float sum = 0.f;
-      const int others = (1 << args_.warps_n_shift) - 1;
 #pragma unroll
-      for (int w = 0; w < C.warps(); ++w) {
-        if ((w & others) == place.warp) sum += sums[w][place.m][place.n];
+      for (int step = 0; step < C.warps(); ++step) {
+        const int w = place.warp + (step << warps_n_shift);
+        if (w < C.warps()) sum += sums[w][place.m][place.n];
       }
       if (alone) {
         store(place, sum);
       } else {
         ptx::st_async(inbox + (i & (part - 1)), sum, arrived,
-                      i >> (count_shift(args_) - args_.cluster_shift));
+                      i >> (count_shift - args_.cluster_shift));
       }
     }
     __syncthreads();  // the warps' sums may be written again
@@ -97,16 +100,17 @@ class TileReduction {
     published_ = false;
     const int last = tiles_ - 1;
     ptx::mbarrier_wait(&storage_.arrived[last & 1], static_cast<unsigned>(last / 2) & 1u);
-    const int part = count_ >> args_.cluster_shift;
-    const float* inbox = inbox_ + (last & 1) * count_;
+    const int warps_n_shift = ptx::opaque(args_.warps_n_shift);
+    const int count = 1 << element_shift(warps_n_shift), part = count >> args_.cluster_shift;
+    const float* inbox = inbox_ + (last & 1) * count;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < part; i += C.threads()) {
+    for (int i = ptx::opaque(static_cast<int>(threadIdx.x)); i < part; i += C.threads()) {
       float sum = 0.f;
 #pragma unroll
       for (int rank = 0; rank < 8; ++rank) {
         if (rank < 1 << args_.cluster_shift) sum += inbox[rank * part + i];
       }
-      store(Place(rank_ * part + i, args_.warps_n_shift), sum);
+      store(Place(rank_ * part + i, warps_n_shift), sum);
     }
     __syncwarp();
   }
@@ -125,11 +129,9 @@ class TileReduction {
           warp(static_cast<int>(i / kWarpN & ((1u << warps_n_shift) - 1))),
           m(static_cast<int>(i / kWarpN >> warps_n_shift)) {}
   };
-  static __device__ __forceinline__ int count_shift(const ForwardArguments& args) {
-    return args.slots_shift + (kWarpN == 64 ? 6 : 5) + args.warps_n_shift;
-  }
-  static __device__ __forceinline__ int count_of(const ForwardArguments& args) {
-    return 1 << count_shift(args);
+  // log2 of a tile's elements.
+  __device__ __forceinline__ int element_shift(int warps_n_shift) const {
+    return args_.slots_shift + (kWarpN == 64 ? 6 : 5) + warps_n_shift;
   }
   __device__ __forceinline__ void store(const Place& place, float sum) const {
     const int channel = (column_ + place.warp) * kWarpN + place.n;
@@ -141,7 +143,7 @@ class TileReduction {
   const ForwardArguments& args_;
   DecodeStorage<C>& storage_;
   float* inbox_;
-  int rank_, m0_, rows_, count_, column_ = 0, tiles_ = 0;
+  int rank_, m0_, rows_, column_ = 0, tiles_ = 0;
   bool published_ = false;
 };
 

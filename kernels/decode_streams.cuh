@@ -73,6 +73,13 @@ class WeightStream {
 template <int WBits, DType T, int kTiles, bool kGeneral>
 struct LaneParameters {
   static constexpr int kZeroWords = kTiles * static_cast<int>(sizeof(ZeroCode<WBits>)) / 2;
+  static constexpr bool kWide = sizeof(ZeroCode<WBits>) == 2;
+  static __device__ __forceinline__ constexpr int word_of_zero(int t, int h) {
+    return (2 * t + h) / (kWide ? 2 : 4);
+  }
+  static __device__ __forceinline__ constexpr unsigned first_byte(int t, int h) {
+    return static_cast<unsigned>(kWide ? 2 * h : (2 * t + h) % 4);
+  }
   std::uint32_t scales[kTiles];
   /// Packed ZeroCodes, in the first kZeroWords, or the bits of affine zeros.
   std::uint32_t zeros[kGeneral ? 2 * kTiles : kZeroWords];
@@ -81,10 +88,19 @@ struct LaneParameters {
     return scale_to_float(static_cast<std::uint16_t>(scales[t] >> (16 * h)),
                           kGeneral ? args.scales_are_bf16 : T == DType::bf16);
   }
-  __device__ __forceinline__ int zero(int t, int h) const {
-    constexpr int kBits = 8 * static_cast<int>(sizeof(ZeroCode<WBits>)), kPerWord = 32 / kBits;
-    const int i = 2 * t + h;
-    return static_cast<int>(zeros[i / kPerWord] >> (kBits * (i % kPerWord)) & ((1u << kBits) - 1));
+  /// An integer zero, twice.
+  __device__ __forceinline__ std::uint32_t zero_pair(int t, int h) const {
+    return __byte_perm(
+        zeros[word_of_zero(t, h)], 0,
+        kWide ? first_byte(t, h) * 0x1111u + 0x1010u : first_byte(t, h) * 0x0101u + 0x4040u);
+  }
+  /// Minus an integer zero: its code in the mantissa of 2^23, subtracted from that.
+  __device__ __forceinline__ float minus_zero(int t, int h) const {
+    constexpr float kBase = 0x1p23f;
+    const unsigned first = first_byte(t, h);
+    return kBase -
+           __uint_as_float(__byte_perm(zeros[word_of_zero(t, h)], 0x4b000000u,
+                                       0x7500u + (kWide ? (first + 1) * 16 : 0x40u) + first));
   }
   /// What is added for every unit of x, if zeros are affine.
   __device__ __forceinline__ float affine(int t, int h) const {

@@ -83,18 +83,21 @@ class DecodeAccumulator {
   __device__ __forceinline__ void set_scales_of_x(const unsigned char* const (&x)[kTilesM],
                                                   int blocks, int lane) {
     if constexpr (Codes::kScalesX) {
-      constexpr int kPairs = KernelLayout<WBits>::kStepsPerBlock / 2;
+      constexpr int kPairs = KernelLayout<WBits>::kStepsPerBlock / 2, kAtOnce = 4;
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) {
         Pair<T> most = bits_as<Pair<T>>(0u);
 #pragma unroll 1
-        for (int block = 0; block < blocks; ++block) {
+        for (int i = 0; i < blocks * kPairs; i += kAtOnce) {
+          std::uint32_t b[kAtOnce][4];
 #pragma unroll
-          for (int i = 0; i < kPairs; ++i) {
-            std::uint32_t b[4];
-            ptx::ldmatrix_x4(b, x[m] + 64 * (block * kPairs + i));
+          for (int j = 0; j < kAtOnce; ++j) {
+            ptx::ldmatrix_x4(b[j], x[m] + 64 * min(i + j, blocks * kPairs - 1));
+          }
 #pragma unroll
-            for (int e = 0; e < 4; ++e) most = __hmax2(most, __habs2(bits_as<Pair<T>>(b[e])));
+          for (int j = 0; j < kAtOnce; ++j) {
+            const auto abs = [&](int e) { return __habs2(bits_as<Pair<T>>(b[j][e])); };
+            most = __hmax2(most, __hmax2(__hmax2(abs(0), abs(1)), __hmax2(abs(2), abs(3))));
           }
         }
         // Of row lane / 4: four lanes have parts of it.
@@ -137,7 +140,7 @@ class DecodeAccumulator {
       for (int j = 0; j < 2; ++j) {
         // 1 / unit, in two steps where it is beyond float32.
         constexpr int kFirst = T == DType::f16 ? 0 : 69;
-        const int raise = Codes::kScalesX ? raise_[m][j] : 0;
+        const int raise = Codes::kScalesX ? ptx::opaque(raise_[m][j]) : 0;
         const float second = Codes::float_power(-Codes::kQuantum - kFirst - raise);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
@@ -169,7 +172,7 @@ class DecodeAccumulator {
       for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          zeros_[t][h] = static_cast<std::uint32_t>(parameters_.zero(t, h)) * 0x00010001u;
+          zeros_[t][h] = parameters_.zero_pair(t, h);
         }
       }
     }
@@ -191,20 +194,23 @@ class DecodeAccumulator {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const float scale = own.scale(args, t, h);
-        float shift = 0.f;
-        if constexpr (!kSubtracts) {
-          shift = -scale * static_cast<float>(own.zero(t, h));
-        }
-        if constexpr (kGeneral) {
-          if (args.affine_zeros != nullptr) shift = own.affine(t, h);
-        }
+        const bool affine = kGeneral && args.affine_zeros != nullptr;
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float& value = total[t][m][2 * h + j];
-            if constexpr (!kSubtracts) value = __fmaf_rn(shift, x_sum[m][j], value);
-            value = __fmaf_rn(scale, sums_[t][m][2 * h + j], value);
+            float sum = sums_[t][m][2 * h + j];
+            if constexpr (!kSubtracts) {
+              if (affine) {
+                if constexpr (kGeneral) {
+                  value = __fmaf_rn(own.affine(t, h), x_sum[m][j], value);
+                }
+              } else {
+                sum = __fmaf_rn(own.minus_zero(t, h), x_sum[m][j], sum);
+              }
+            }
+            value = __fmaf_rn(scale, sum, value);
           }
         }
       }
@@ -233,20 +239,31 @@ class DecodeAccumulator {
         }
       }
     }
+    // With few rows all of the step's codes before its products: then they lie in registers of
+    // their own, and no product waits for another to have read them.
+    constexpr int kAtOnce = kTilesM == 1 ? kTiles : 1;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      std::uint32_t a[4];
+    for (int first = 0; first < kTiles; first += kAtOnce) {
+      std::uint32_t a[kAtOnce][4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        a[e] = Codes::template pair<kStep>(word_of(words[t], e));
-        if constexpr (kSubtracts) {
-          const std::uint32_t zero = zeros_[t][e % 2] << (WBits * (kStep % Codes::kPositions));
-          a[e] = bits_as<std::uint32_t>(__hsub2(bits_as<Pair<T>>(a[e]), bits_as<Pair<T>>(zero)));
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int t = first + i;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          a[i][e] = Codes::template pair<kStep>(word_of(words[t], e));
+          if constexpr (kSubtracts) {
+            const std::uint32_t zero = zeros_[t][e % 2] << (WBits * (kStep % Codes::kPositions));
+            a[i][e] =
+                bits_as<std::uint32_t>(__hsub2(bits_as<Pair<T>>(a[i][e]), bits_as<Pair<T>>(zero)));
+          }
         }
       }
 #pragma unroll
-      for (int m = 0; m < kTilesM; ++m) {
-        ptx::mma_m16n8k16<T>(sums_[t][m], a, scaled[m][0], scaled[m][1]);
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) {
+          ptx::mma_m16n8k16<T>(sums_[first + i][m], a[i], scaled[m][0], scaled[m][1]);
+        }
       }
     }
   }

@@ -14,6 +14,13 @@ __device__ __forceinline__ uint4 ld_global_nc_no_allocate(const uint4* address) 
   return v;
 }
 
+/// The same value; compilers cannot tell, and compute what depends on it where it stands, not ahead
+/// of a loop.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 /// The shared memory that a kernel was launched with.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(1024) unsigned char bytes[];

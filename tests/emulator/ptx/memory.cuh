@@ -12,6 +12,10 @@ inline uint4 ld_global_nc_no_allocate(const uint4* address) {
   return *address;
 }
 
+inline int opaque(int value) {
+  return value;
+}
+
 inline unsigned char* dynamic_shared_memory() {
   return emulator::cta().shared.begin();
 }
