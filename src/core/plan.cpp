@@ -19,8 +19,8 @@ constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second di
 constexpr std::array kClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
-// kernels.
-constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 32;
+// kernels; on Hopper of all, and in one pass of some.
+constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 16, kDecodeRowsAtMost = 32;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
@@ -48,19 +48,18 @@ std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, i
   return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
 }
 
-// Cycles that a launch takes; good for comparing. The constants are fitted to a sweep of rows,
-// multicast and splits on an H200 (W4, three shapes, 64 to 2048 rows; bench/NOTES.md): what is
-// picked is 5 % slower than the best in the mean.
+// Cycles that a launch takes; good for comparing. The constants are fitted to a sweep of rows and
+// splits on an H200 (W4, eight shapes, 64 to 512 rows; bench/NOTES.md): what is picked is 0.4 %
+// slower than the best in the mean, and times are met within 7 %.
 double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
                        const Problem& problem, const DeviceTraits& device) {
-  constexpr double kMultiplyAddsPerCycle = 2048;   // of an SM's tensor cores
-  constexpr double kL2BytesPerCycle = 56;          // of an SM
-  constexpr double kDramBytesPerCycle = 2500;      // of the device
-  constexpr double kNeighbourBytesPerCycle = 3.7;  // of an SM, out of a cluster's shared memory
+  constexpr double kMultiplyAddsPerCycle = 2048;    // of an SM's tensor cores
+  constexpr double kNeighbourBytesPerCycle = 6.75;  // of an SM, out of a cluster's shared memory
   constexpr double kSharedBytesPerCycle = 128;
-  constexpr double kFill = 4000, kEpiloguePer4096 = 160, kClusterBarriers = 2250;
-  constexpr double kLeastStage = 560;  // dequantising and its products one after the other
-  constexpr double kMulticast = 1.15;  // CTAs that share x wait for each other
+  constexpr double kEpiloguePer4096 = 975;
+  constexpr double kLeastStage = 1050;  // dequantising and its products one after the other
+  constexpr double kHidden = 0.15;      // what is hidden still costs a little
+  constexpr double kMulticast = 1.15;   // CTAs that share x wait for each other
   constexpr int kStageK = 64, kIssuersPerSm = 4;
 
   const double tile = static_cast<double>(config.tile_n) * config.tile_m;
@@ -71,33 +70,20 @@ double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
   const auto stages = static_cast<double>(ceil_div(problem.k_padded / chunk_k, cluster.split) *
                                           (chunk_k / kStageK));
 
-  // A stage.
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
   const double instructions_per_pair = problem.bits == 8 && problem.dtype == DType::bf16 ? 36 : 16;
   const double dequantise =
       config.tile_n * kStageK / 2 * instructions_per_pair / (32.0 * kIssuersPerSm);
-  const double x_bytes = 2.0 * config.tile_m * kStageK / cluster.multicast;
-  const double weight_bytes = config.tile_n * kStageK * problem.bits / 8.0;
-  const double l2 = (x_bytes + weight_bytes) / kL2BytesPerCycle;
-  // What is hidden still costs a little, by conflicts and by power: without this small tiles win.
-  constexpr double kHidden = 0.6;
-  const double longest = std::max({tensor, dequantise, l2});
   const double stage =
-      std::max(longest + kHidden * (tensor + dequantise + l2 - longest), kLeastStage) *
+      std::max(std::max(tensor, dequantise) + kHidden * std::min(tensor, dequantise), kLeastStage) *
       (cluster.multicast > 1 ? kMulticast : 1);
 
   const double epilogue = kEpiloguePer4096 * tile / 4096;
-  double cycles = kFill + waves * stages * stage;
-  if (cluster.split == 1) {
-    cycles += epilogue;  // the others hide behind the next tile
-  } else {
-    const double moved = 4 * tile;
-    cycles += waves * (epilogue / cluster.split + kClusterBarriers + moved / kSharedBytesPerCycle +
-                       moved * (cluster.split - 1) / cluster.split / kNeighbourBytesPerCycle);
-  }
-  const double weights = static_cast<double>(problem.n_padded) *
-                         static_cast<double>(problem.k_padded) * problem.bits / 8;
-  return std::max(cycles, kFill + epilogue + weights / kDramBytesPerCycle);
+  const double products = waves * stages * stage;
+  if (cluster.split == 1) return products + epilogue;  // the others hide behind the next tile
+  const double moved = 4 * tile;
+  return products + waves * (epilogue / cluster.split + moved / kSharedBytesPerCycle +
+                             moved * (cluster.split - 1) / cluster.split / kNeighbourBytesPerCycle);
 }
 
 // The cheapest cluster for a row, as far as the options leave it open.
@@ -126,32 +112,6 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
   return best;
 }
 
-// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, on
-// Hopper what the estimate says, elsewhere the largest prefill tile that still occupies most of the
-// device; the smallest if none does.
-int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  int decode = -1, prefill = -1;
-  double cycles = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < kKernelCount; ++i) {
-    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (!is_available(config, device)) continue;
-    if (config.family == KernelFamily::decode) {
-      if (decode == -1 || kKernelTable[static_cast<std::size_t>(decode)].tile_m < problem.m) {
-        decode = i;
-      }
-    } else if (config.isa == Isa::sm90a) {
-      const Candidate candidate = best_cluster(config, problem, device, options);
-      if (candidate.cycles < cycles) prefill = i, cycles = candidate.cycles;
-    } else if (prefill == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
-      prefill = i;
-    }
-  }
-  // Batch-invariant calls of one row count as many; they are few-row calls for all that.
-  const bool hopper = runs_sm90a_code(device) && !options.batch_invariant;
-  const std::int64_t decode_rows = hopper ? kDecodeRowsOnHopper : kDecodeRows;
-  return problem.m <= decode_rows ? decode : prefill;
-}
-
 // Shared memory of a decode kernel's CTA.
 std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& config,
                                  const KSplit& split) {
@@ -166,9 +126,10 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
 // a sweep of all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the
 // best in the mean: a lane's weights one after the other, by rows of the tile; what a second CTA on
 // the same multiprocessor slows them; what a tile costs that nothing hides, and what an exchange
-// within a cluster adds to it.
-void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
-             Plan& plan) {
+// within a cluster adds to it. Returns the estimate.
+double split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+               Plan& plan) {
+  constexpr double kStart = 6300;
   constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
                    kStagedBytesPerCycle = 67;
   const auto exchange_cycles = [](int cluster) {
@@ -220,6 +181,39 @@ void split_k(const Problem& problem, const DeviceTraits& device, const ForwardOp
       plan.grid_n = static_cast<unsigned>(clusters * cluster);
     }
   }
+  return kStart + best;
+}
+
+// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, and on
+// Hopper where the two meet, what the estimates say; elsewhere the largest prefill tile that still
+// occupies most of the device; the smallest if none does.
+int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
+  // Batch-invariant calls of one row count as many; they are few-row calls for all that.
+  const bool hopper = runs_sm90a_code(device) && !options.batch_invariant;
+  const bool few_rows = problem.m <= (hopper ? kDecodeRowsOnHopper : kDecodeRows);
+  int decode = -1, prefill = -1;
+  double cycles = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kKernelCount; ++i) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
+    if (!is_available(config, device)) continue;
+    if (few_rows && config.family != KernelFamily::decode) continue;
+    if (config.family == KernelFamily::decode) {
+      if (decode == -1 || kKernelTable[static_cast<std::size_t>(decode)].tile_m < problem.m) {
+        decode = i;
+      }
+    } else if (config.isa == Isa::sm90a) {
+      const Candidate candidate = best_cluster(config, problem, device, options);
+      if (candidate.cycles < cycles) prefill = i, cycles = candidate.cycles;
+    } else if (prefill == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
+      prefill = i;
+    }
+  }
+  if (few_rows) return decode;
+  if (!hopper || problem.m > kDecodeRowsAtMost) return prefill;
+  Plan few;
+  few.kernel = decode;
+  few.grid_m = 1;
+  return split_k(problem, device, options, few) <= cycles ? decode : prefill;
 }
 
 // Tiles and clusters of an sm90a prefill kernel.
