@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <vector>
@@ -100,6 +101,42 @@ TEST_CASE("integers add up exactly in every kernel") {
                          shape.n, to_string(config)));
         CHECK(run_linear(linear, x, {.m = kRows, .options = {.kernel = kernel}}) == expected);
       }
+    }
+  }
+}
+
+// Decode kernels of 4 bits and fewer multiply codes and integer zeros apart. Where all weights of a
+// channel are zero, what is left of that is the rounding of two float32 sums.
+TEST_CASE("weights that are zero leave next to nothing", "[small]") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto dtype = GENERATE(DType::f16, DType::bf16);
+  constexpr std::int64_t kK = 640, kN = 70, kRows = 9;
+  auto weights = random_weights({.bits = bits, .k = kK, .n = kN, .seed = 41});
+  WeightsData& data = data_of(weights);
+  const std::uint32_t code = (1u << bits) / 2;
+  std::uint32_t word = 0;
+  for (int shift = 0; shift < 32; shift += bits) word |= code << shift;
+  std::fill(data.qweight.begin(), data.qweight.end(), word);
+  std::fill(data.zeros.begin(), data.zeros.end(), static_cast<std::uint16_t>(code));
+  const AnyLinear linear = prepared(weights, dtype);
+  const auto x = random_activations(kRows, kK, dtype, 42);
+  const float scale = 1.f / 32;  // the largest that random_weights makes
+  for (const int kernel : usable_kernels()) {
+    INFO(fmt::format("w{} {} {}", bits, to_string(dtype),
+                     to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
+    const auto y = run_linear(linear, x, {.m = kRows, .options = {.kernel = kernel}});
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      float sum = 0;
+      for (std::int64_t k = 0; k < kK; ++k) {
+        sum += std::fabs(to_float(x[static_cast<std::size_t>(row * kK + k)], dtype));
+      }
+      const float bound = bits == 8 ? 0 : 0x1p-20f * std::ldexp(scale * sum, bits);
+      float most = 0;
+      for (std::int64_t n = 0; n < kN; ++n) {
+        const float value = to_float(y[static_cast<std::size_t>(row * kN + n)], dtype);
+        most = std::isnan(value) ? INFINITY : std::max(most, std::fabs(value));
+      }
+      CHECK(most <= bound);
     }
   }
 }
