@@ -23,6 +23,25 @@ constexpr auto kFlags = std::regex::ECMAScript | std::regex_constants::__polynom
 constexpr auto kFlags = std::regex::ECMAScript;
 #endif
 
+// A repeat count or a reference to a group with more digits than any has: the standard library
+// reads it into a `long`, whatever its length.
+bool has_endless_number(std::string_view pattern) {
+  constexpr int kMostDigits = 9;
+  int digits = 0;
+  bool counts = false;
+  char before = 0;
+  for (const char c : pattern) {
+    if (c >= '0' && c <= '9') {
+      if (digits++ == 0) counts = before == '\\' || before == '{' || before == ',';
+      if (counts && digits > kMostDigits) return true;
+    } else {
+      digits = 0;
+    }
+    before = c;
+  }
+  return false;
+}
+
 }  // namespace
 
 std::optional<bool> matches_beginning(std::string_view text, std::string_view pattern) {
@@ -30,6 +49,7 @@ std::optional<bool> matches_beginning(std::string_view text, std::string_view pa
     fail(ErrorCode::unsupported, "a pattern of {} and a layer name of {} bytes, limit {} each",
          pattern.size(), text.size(), kMaxLength);
   }
+  if (has_endless_number(pattern)) return std::nullopt;
   try {
     return std::regex_search(text.begin(), text.end(),
                              std::regex(pattern.begin(), pattern.end(), kFlags),

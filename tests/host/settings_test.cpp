@@ -1,5 +1,7 @@
 // Where settings and shards come from, and that bad ones are refused.
 
+#include <fmt/format.h>
+
 #include <string>
 #include <vector>
 
@@ -62,6 +64,12 @@ TEST_CASE("settings of one layer win over those of all", "[checkpoint][settings]
   CHECK(settings(R"({"bits":4,"group_size":32,"dynamic":{"b":{"bits":8},"-:a":{},"a":{"bits":8}}})")
             .bits == 4);
   CHECK(refuses([&] { settings(R"({"dynamic":{"(":{}}})"); }, ErrorCode::unsupported, "\"(\""));
+  // Numbers beyond every integer type, which the standard library would read all the same.
+  for (const char* number :
+       {R"(\\60888888888888888888)", "x{60888888888888888888}", "x{1,60888888888888888888}"}) {
+    CHECK(refuses([&] { settings(fmt::format(R"({{"dynamic":{{"{}":{{}}}}}})", number)); },
+                  ErrorCode::unsupported, "8888"));
+  }
   // Nested repetition must not take for ever.
   write_tensors(model / "model.safetensors",
                 gptq_tensors({.prefix = std::string(400, 'x'), .bits = 4}));
