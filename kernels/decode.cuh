@@ -8,12 +8,11 @@
 //            (cp.async) and reads them back itself, so the ring needs no barrier and no registers;
 //            it runs on from tile to tile, and starts before the preceding kernel has ended
 //   codes    enter the products as they lie in the word, masked: 16-bit floats below the smallest
-//            normal number, which tensor cores multiply exactly (ExactCodes)
+//            normal number, which tensor cores multiply exactly (RawCodes)
 //   x        the CTA's slice of K, once, as it is in memory (a bulk copy a row); operand B by
 //            ldmatrix, raised by powers of two against the codes' smallness and position
-//   scales   applied to the sums of a group in float32: y = sum_g s_g sum_k q x + b_g sum_k x,
-//   where
-//            b = -s z for integer zeros; the sums of x are products with ones
+//   scales   applied to the sums of a group in float32: y = sum_g s_g (sum_k q x - z_g sum_k x),
+//            or + b_g sum_k x for affine zeros; the sums of x are products with ones
 //   y        partial sums of the warps and then of the CTAs, added in a fixed order; the exchange
 //            within the cluster overlaps the next tile
 

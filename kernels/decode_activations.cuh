@@ -5,8 +5,6 @@
 
 #include "arguments.hpp"
 #include "decode_storage.cuh"
-#include "dequant.cuh"
-#include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/tma.cuh"
@@ -18,8 +16,6 @@ namespace mpq::kernels {
 template <KernelConfig C>
 class ActivationSlice {
  public:
-  static constexpr int kTilesM = C.tile_m / 8;
-
   __device__ __forceinline__ ActivationSlice(const ForwardArguments& args,
                                              DecodeStorage<C>& storage, unsigned char* shared,
                                              int m0)
@@ -32,16 +28,23 @@ class ActivationSlice {
   /// The slice is columns [first, first + columns), zero past x: for the CTA's first warp, when the
   /// slice before has been read and x may be read.
   __device__ __forceinline__ void start(int first, int columns) {
+#if __CUDA_ARCH__ >= 900
     const int whole = whole_columns(first, columns);
     if (whole > 0) start_copy(row_of_x(first), whole);
+#endif
   }
   /// For all threads, when x may be read.
   __device__ __forceinline__ void complete(int first, int columns) {
     const int whole = whole_columns(first, columns);
     if (whole < columns) [[unlikely]]
       fill(row_of_x(first), whole, min(max(args_.k - first, 0), columns), columns);
+#if __CUDA_ARCH__ >= 900
     __syncthreads();
     if (whole > 0) await_copy();
+#else
+    copy(row_of_x(first), whole);
+    __syncthreads();
+#endif
   }
 
   /// Where a lane's ldmatrix of the first pair of k-steps begins, for n = 8 tile m. Rows past x are
@@ -54,15 +57,12 @@ class ActivationSlice {
   __device__ __forceinline__ const std::uint16_t* row_of_x(int first) const {
     return static_cast<const std::uint16_t*>(args_.x) + m0_ * args_.ldx + first;
   }
-  // Columns that bulk copies bring: all but what is past x, if rows are aligned.
+  // Columns that are copied 16 bytes and more at a time: all but what is past x, if rows are
+  // aligned.
   __device__ __forceinline__ int whole_columns(int first, int columns) const {
-#if __CUDA_ARCH__ >= 900
     const bool aligned =
         reinterpret_cast<std::uintptr_t>(args_.x) % 16 == 0 && (args_.ldx % 8 == 0 || args_.m == 1);
     return aligned ? min(max(args_.k - first, 0), columns) & ~7 : 0;
-#else
-    return 0;
-#endif
   }
   // Columns [from, to), of which those below `valid` are of x.
   __device__ __forceinline__ void fill(const std::uint16_t* x, int from, int valid, int to) const {
@@ -74,6 +74,7 @@ class ActivationSlice {
       }
     }
   }
+#if __CUDA_ARCH__ >= 900
   // A row a lane.
   __device__ __forceinline__ void start_copy(const std::uint16_t* x, int columns) {
     static_assert(C.tile_m <= 32);
@@ -88,6 +89,17 @@ class ActivationSlice {
     ptx::mbarrier_wait(arrived_, phase_);
     phase_ ^= 1u;
   }
+#else
+  __device__ __forceinline__ void copy(const std::uint16_t* x, int columns) const {
+    for (int row = 0; row < rows_; ++row) {
+#pragma unroll 4
+      for (int i = static_cast<int>(threadIdx.x); i < columns / 8; i += C.threads()) {
+        *reinterpret_cast<uint4*>(shared_ + row * args_.x_pitch + 16 * i) =
+            __ldcg(reinterpret_cast<const uint4*>(x + row * args_.ldx) + i);
+      }
+    }
+  }
+#endif
   const ForwardArguments& args_;
   std::uint64_t* arrived_;
   unsigned char* shared_;

@@ -8,6 +8,7 @@
 #include "dequant.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
 
 namespace mpq::kernels {
 

@@ -8,7 +8,8 @@
 
 namespace mpq::kernels {
 
-/// Shared memory of a CTA. Its slice of x follows, then the sums of x (see ActivationSlice).
+/// Shared memory of a CTA. Its slice of x follows (ActivationSlice), then the inboxes
+/// (TileReduction).
 template <KernelConfig C>
 struct DecodeStorage {
   static constexpr int kWarpN = C.tile_n, kTiles = C.tile_n / 16;

@@ -120,29 +120,12 @@ class ParameterStream {
                                              const BlockRuns<kGeneral>& runs, int position)
       : args_(args), runs_(runs), position_(position) {
     begin_run();
-    fetch();
+    advance();
   }
   /// Of the group that comes next.
   __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
   /// Goes to the group after it.
-  __device__ __forceinline__ void advance() { fetch(); }
-
- private:
-  __device__ __forceinline__ void begin_run() {
-    constexpr int kSteps = KernelLayout<WBits>::kStepsPerBlock;
-    constexpr unsigned kPerBlock = KernelLayout<WBits>::kBlockN / (16 * kTiles);
-    left_ = 0;
-    if (runs_.empty()) return;
-    const int group = group_of_step(args_, runs_.begin() * kSteps);
-    left_ = group_of_step(args_, runs_.end() * kSteps - 1) - group + 1;
-    const auto column = static_cast<unsigned>(runs_.column());
-    const auto channels = static_cast<std::uint32_t>(
-        static_cast<int>(column / kPerBlock * 64 + column % kPerBlock * (2 * kTiles)) + position_);
-    at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.n_padded) + channels;
-    zero_at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.zeros_stride) +
-               channels;
-  }
-  __device__ __forceinline__ void fetch() {
+  __device__ __forceinline__ void advance() {
     if (left_ == 0) return;
     constexpr int kAffineWords = kGeneral ? 2 * kTiles : Parameters::kZeroWords;
     load<kTiles>(ahead_.scales, args_.scales + at_);
@@ -158,6 +141,22 @@ class ParameterStream {
       runs_.next();
       begin_run();
     }
+  }
+
+ private:
+  __device__ __forceinline__ void begin_run() {
+    constexpr int kSteps = KernelLayout<WBits>::kStepsPerBlock;
+    constexpr unsigned kPerBlock = KernelLayout<WBits>::kBlockN / (16 * kTiles);
+    left_ = 0;
+    if (runs_.empty()) return;
+    const int group = group_of_step(args_, runs_.begin() * kSteps);
+    left_ = group_of_step(args_, runs_.end() * kSteps - 1) - group + 1;
+    const auto column = static_cast<unsigned>(runs_.column());
+    const auto channels = static_cast<std::uint32_t>(
+        static_cast<int>(column / kPerBlock * 64 + column % kPerBlock * (2 * kTiles)) + position_);
+    at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.n_padded) + channels;
+    zero_at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.zeros_stride) +
+               channels;
   }
   __device__ __forceinline__ bool affine() const {
     return kGeneral && args_.affine_zeros != nullptr;
