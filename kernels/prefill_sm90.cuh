@@ -3,18 +3,19 @@
 // dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b); x is
 // operand B, brought by TMA into swizzled shared memory.
 //
-// A CTA is a producer warpgroup and two or three consumer warpgroups, each with its share of the
-// tile's channels and all of its batch rows. K goes by in chunks of weights (KernelLayout::kAlignK
-// columns, as many as the smallest whole number of blocks and stages) and stages of x (64 columns);
-// each has a ring of its own in shared memory. A consumer turns a step (16 columns) of codes into
-// fragments while the two steps before it are multiplied, each a group of wgmma. (With three groups
-// left in flight ptxas 13.0 serialises them all, warning C7513.)
+// A CTA is a producer warpgroup, whose warps have a ring in shared memory each to fill, and two to
+// four consumer warpgroups, each with its share of the tile's channels and all of its batch rows. K
+// goes by in chunks of weights (prefill_chunk_k) and stages of x; with few rows they are the same,
+// and one ring holds both. A consumer turns a group of steps (16 columns each) of codes into
+// fragments while the groups before it are multiplied: one group of two steps where products are
+// short, else two groups of one. (With three ptxas 13.0 serialises them all, warning C7513.)
 //
 //   cluster  `multicast` CTAs side by side along N share x: each fetches a part for all; times
-//            `split` slices of K, whose sums are added through distributed shared memory in the
-//            order of the slices
+//            `split` slices of K, whose sums are sent through distributed shared memory to the
+//            CTA that adds them, in the order of the slices, and writes that part of y
+//   phases   warpgroups of a CTA can split K, too: every other stage each
 //   grid     clusters walk over the tiles, batch tiles of a group first, so that a group's x stays
-//            in L2 while all of W passes
+//            in L2 while all of W passes; where K is split, a cluster has one tile
 //   stagger  the first consumer starts a little earlier: while one writes its part of y, the tensor
 //            cores belong to another
 
@@ -37,32 +38,28 @@ template <int WBits, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void initialise_barriers(
     HopperPrefillStorage<WBits, C, kGeneral>& storage, int multicast) {
   using Shape = HopperPrefillShape<WBits, C>;
-  constexpr int kConsumerWarps = 4 * Shape::kConsumers;
-  for (int i = 0; i < C.stages; ++i) {
-    ptx::mbarrier_init(&storage.x_full[i], 1);
+  constexpr int kConsumerWarps = 4 * Shape::kConsumersN;
+  using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
+  for (int i = 0; i < Storage::kStages; ++i) {
+    ptx::mbarrier_init(&storage.x_full[i], Shape::kOneRing ? 3 : 2);  // warps of the producer
     ptx::mbarrier_init(&storage.x_empty[i], kConsumerWarps * multicast);
   }
-  for (int i = 0; i < Shape::kWeightStages; ++i) {
+  for (int i = 0; i < Storage::kWeightStages; ++i) {
     ptx::mbarrier_init(&storage.weights_full[i], 1);
     ptx::mbarrier_init(&storage.weights_empty[i], kConsumerWarps);
   }
   ptx::fence_mbarrier_init();
 }
 
-template <int WBits, KernelConfig C, bool kGeneral, bool kXByTma>
+template <int WBits, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void produce(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage) {
-  PrefillProducer<WBits, C, kGeneral, kXByTma> producer(args, storage);
-  ptx::griddepcontrol_wait();  // x may be the predecessor's result
-  for (TileWalk<WBits, C> tile(args); tile.valid(); tile.next()) {
-    if (!kXByTma || threadIdx.x % 128 == 0) producer.load_tile(tile);
-    __syncwarp();
-    if (args.split > 1) {  // reduce() and store() own the rings for a while
-      ptx::barrier_cluster_arrive();
-      ptx::barrier_cluster_wait();
-      ptx::barrier_cluster_arrive();
-      ptx::barrier_cluster_wait();
-    }
+  PrefillProducer<WBits, C, kGeneral>(args, storage).run();
+  if (args.split > 1) {  // reduce() has two barriers of the cluster
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
   }
 }
 
@@ -73,15 +70,15 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
   ptx::griddepcontrol_wait();  // the predecessor may still read y
   TileWalk<WBits, C> tile(args);
   PrefillConsumer<WBits, T, C, kGeneral> consumer(args, storage, warpgroup, tile);
+  if (args.exchanges) {  // one tile
+    consumer.multiply(tile);
+    consumer.reduce();
+    consumer.store(tile);
+    return;
+  }
   for (; tile.valid(); tile.next()) {
     consumer.multiply(tile);
-    if (args.split > 1) consumer.reduce();
     consumer.store(tile);
-    if (args.split > 1) {
-      ptx::fence_proxy_async();
-      ptx::barrier_cluster_arrive();
-      ptx::barrier_cluster_wait();
-    }
   }
 }
 
@@ -101,27 +98,26 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
     ptx::prefetch_tensormap(&args.weights);
     initialise_barriers<WBits, C, kGeneral>(storage, args.multicast);
   }
-  __syncwarp();
-  ptx::barrier_cluster_arrive();
-  ptx::barrier_cluster_wait();
+  __syncthreads();
+  if (args.multicast > 1) {  // neighbours write here
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  }
   ptx::griddepcontrol_launch_dependents();
 
   using Shape = HopperPrefillShape<WBits, C>;
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
-    if (args.x_by_tma) {
-      produce<WBits, C, kGeneral, true>(args, storage);
-    } else {
-      produce<WBits, C, kGeneral, false>(args, storage);
-    }
+    produce<WBits, C, kGeneral>(args, storage);
   } else {
     ptx::setmaxnreg_inc<Shape::kConsumerRegisters>();
     consume<WBits, T, C, kGeneral>(args, storage, warpgroup - 1);
   }
-  // Neighbours may still arrive at barriers and read sums here.
-  __syncwarp();
-  ptx::barrier_cluster_arrive();
-  ptx::barrier_cluster_wait();
+  if (args.multicast > 1) {  // neighbours may still arrive at barriers here
+    __syncwarp();
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  }
 #endif
 }
 

@@ -28,14 +28,18 @@ class PrefillConsumer {
         cluster_(args),
         storage_(storage),
         warpgroup_(warpgroup),
+        column_(warpgroup % Shape::kConsumersN),
+        phase_(warpgroup / Shape::kConsumersN),
         warp_(static_cast<int>(threadIdx.x) / 32 % 4),
         lane_(static_cast<int>(threadIdx.x) % 32),
         leader_(first.leader),
         member_(first.member),
         slice_(first.slice),
         x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x[0])),
-        group_mask_((1u << args.forward.group_shift) - 1u) {
-    if (first.repeats()) {
+        group_mask_((1u << args.forward.group_shift) - 1u),
+        small_groups_(group_mask_ < Shape::kStageK - 1) {
+    x_cursor_.slot = phase_;
+    if (kStaggers && first.repeats()) {
       constexpr int kLead = 2;  // stages
       if (warpgroup_ == 0) {
         lead_chunk_ = min(kLead / Shape::kStagesPerChunk, first.chunk_count - 1);
@@ -45,75 +49,68 @@ class PrefillConsumer {
     }
   }
 
-  /// sums_ = W x^T over the tile's slice of K, at least one chunk.
+  /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
-    std::uint32_t k = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
+    std::uint32_t k = static_cast<std::uint32_t>(tile.chunk_begin + phase_) * Shape::kChunkK;
+    clear_sums();
+    const int chunks = Shape::kPhases == 1
+                           ? tile.chunk_count
+                           : (tile.chunk_count - phase_ + Shape::kPhases - 1) / Shape::kPhases;
+    if (Shape::kPhases > 1 && chunks == 0) return;
     begin_chunk();
     begin_stage();
-    dequantise<0>(0, true, k);
-    int previous = 0;
+    dequantise_group<0>(0, true, k);
+    int previous = -1;
     hold_sums();
-    for (int chunk = 0; chunk < tile.chunk_count; ++chunk) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
 #pragma unroll
       for (int s = 0; s < Shape::kStagesPerChunk; ++s) {
-        const bool first = chunk == 0 && s == 0;
         const int slot = x_cursor_.slot;
-        // Two groups are left in flight while the next one's fragments are made.
-        multiply_step<0>(slot, !first);
-        ptx::wgmma_wait_group<2>();
-        dequantise<1>(s, false, k);
-        multiply_step<1>(slot, true);
-        ptx::wgmma_wait_group<2>();
-        release_x(previous, !first);
-        dequantise<2>(s, false, k);
-        multiply_step<2>(slot, true);
-        ptx::wgmma_wait_group<2>();
-        dequantise<3>(s, false, k);
-        multiply_step<3>(slot, true);
-        ptx::wgmma_wait_group<2>();
+        multiply_stage<0>(s, slot, previous, k);
         previous = slot;
         x_cursor_.advance();
-        k += Shape::kStageK;
+        k += Shape::kStageK * Shape::kPhases;
         if (s + 1 < Shape::kStagesPerChunk) {
           begin_stage();
-          dequantise<0>(s + 1, false, k);
-        } else if (chunk + 1 < tile.chunk_count) {
+          dequantise_group<0>(s + 1, false, k);
+        } else if (chunk + 1 < chunks) {
           begin_chunk();
           begin_stage();
-          dequantise<0>(0, false, k);
+          dequantise_group<0>(0, false, k);
         }
       }
-      if (chunk == lead_chunk_) {
-        ptx::bar_arrive(kStaggerBarrier, 128 * Shape::kConsumers);
-        lead_chunk_ = -1;
+      if constexpr (kStaggers) {
+        if (chunk == lead_chunk_) {
+          ptx::bar_arrive(kStaggerBarrier, 128 * Shape::kConsumers);
+          lead_chunk_ = -1;
+        }
       }
     }
     ptx::wgmma_wait_group<0>();
     hold_sums();
-    release_x(previous, true);
+    release_x(previous);
   }
 
-  /// Adds the slices' sums. Each CTA of the cluster then holds the passes that it owns.
+  /// Adds the slices' sums, in their order. Each CTA of the cluster then holds the units that it
+  /// owns.
   __device__ __forceinline__ void reduce() {
     const int thread = static_cast<int>(threadIdx.x) % 128;
-    ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);  // the rings have been read
+    synchronise();  // the rings, which become inboxes, have been read
+    for_each_unit([&](int t, int pass) {
+      if (owns(t, pass)) return;
+      auto& inbox = inbox_of(t, pass)[slice_ * Shape::kPhases + phase_];
+      const int owner = unit_of(t, pass) % cluster_.split;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int j = 0; j < C.tile_m / 8; ++j) {
-        const float* d = &sums_[t][4 * j];
-        storage_.sums[warpgroup_][t][j][thread] = make_float4(d[0], d[1], d[2], d[3]);
+      for (int i = 0; i < kPassFragments; ++i) {
+        const float* d = &sums_[t][4 * (pass * kPassFragments + i)];
+        ptx::st_shared_cluster(&inbox[i][thread], make_float4(d[0], d[1], d[2], d[3]),
+                               owner * cluster_.multicast + member_);
       }
-    }
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int pass = 0; pass < Shape::kPasses; ++pass) {
-        if (owns(t, pass)) add_slices(t, pass, thread);
-      }
-    }
+    });
+    synchronise();  // the sums are in their inboxes
+    for_each_unit([&](int t, int pass) {
+      if (owns(t, pass)) add_slices(t, pass, thread);
+    });
   }
 
   /// Writes the CTA's share of the tile, bias added, by way of shared memory: 128 bytes of a row of
@@ -122,7 +119,7 @@ class PrefillConsumer {
     const bool vectors = reinterpret_cast<std::uintptr_t>(args_.y) % 16 == 0 && args_.ldy % 8 == 0;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      const int n0 = tile.n0 + (warpgroup_ * kTiles + t) * Layout::kBlockN;
+      const int n0 = tile.n0 + (column_ * kTiles + t) * Layout::kBlockN;
       float bias[2] = {};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -142,6 +139,9 @@ class PrefillConsumer {
   }
 
  private:
+  static constexpr int kPassFragments = Shape::kPassRows / 8;
+  static constexpr bool kStaggers = !Shape::kFewRows;
+
   // Of one channel, in one group.
   struct Parameters {
     std::conditional_t<kGeneral, float, Pair<T>> scale;
@@ -152,6 +152,14 @@ class PrefillConsumer {
   // more branches are needed. Only kGeneral has such groups.
   static constexpr int kSets = kGeneral ? 2 : 1;
 
+  __device__ __forceinline__ void clear_sums() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (float& sum : sums_[t]) sum = 0.f;
+    }
+    hold_sums();
+  }
   __device__ __forceinline__ void hold_sums() {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) ptx::hold(sums_[t]);
@@ -159,42 +167,72 @@ class PrefillConsumer {
 
   // Takes the next chunk of weights from its slot, which is free again at once.
   __device__ __forceinline__ void begin_chunk() {
-    const int slot = weights_cursor_.slot;
-    ptx::mbarrier_wait(&storage_.weights_full[slot], weights_cursor_.phase);
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int b = 0; b < Shape::kBlocksPerChunk; ++b) {
-        words_[t][b] = storage_.rings.weights[slot][warpgroup_ * kTiles + t][b][warp_][lane_];
-      }
+    if constexpr (!Shape::kOneRing) {
+      const int slot = weights_cursor_.slot;
+      ptx::mbarrier_wait(&storage_.weights_full[slot], weights_cursor_.phase);
+      load_words(slot);
+      __syncwarp();
+      if (lane_ == 0) ptx::mbarrier_arrive(&storage_.weights_empty[slot]);
+      weights_cursor_.advance();
     }
-    __syncwarp();
-    if (lane_ == 0) ptx::mbarrier_arrive(&storage_.weights_empty[slot]);
-    weights_cursor_.advance();
   }
 
   __device__ __forceinline__ void begin_stage() {
     ptx::mbarrier_wait(&storage_.x_full[x_cursor_.slot], x_cursor_.phase);
+    if constexpr (Shape::kOneRing) load_words(x_cursor_.slot);
   }
 
-  // Tells the CTAs that write there that this warp has done with a slot.
-  __device__ __forceinline__ void release_x(int slot, bool used) {
+  __device__ __forceinline__ void load_words(int slot) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int b = 0; b < Shape::kBlocksPerChunk; ++b) {
+        words_[t][b] = storage_.rings.weights[slot][column_ * kTiles + t][b][warp_][lane_];
+      }
+    }
+  }
+
+  // Tells the CTAs that write there that this warp has done with a slot; -1: none.
+  __device__ __forceinline__ void release_x(int slot) {
     __syncwarp();  // every lane has read its parameters
-    if (cluster_.multicast == 1) {
-      if (used && lane_ == 0) ptx::mbarrier_arrive(&storage_.x_empty[slot]);
-    } else if (used && lane_ < cluster_.multicast) {
+    if (Shape::kFewRows || cluster_.multicast == 1) {
+      if (slot >= 0 && lane_ == 0) ptx::mbarrier_arrive(&storage_.x_empty[slot]);
+    } else if (slot >= 0 && lane_ < cluster_.multicast) {
       ptx::mbarrier_arrive_cluster(&storage_.x_empty[slot], leader_ + lane_);
     }
   }
 
-  // Step kStep of stage s of the chunk, at column k, from codes to fragments. `first`: the slice
-  // begins here, maybe inside a group.
+  // The products of stage s from group kGroup on; behind each group the next one's fragments are
+  // made. `previous`: the slot of the stage before.
+  template <int kGroup>
+  __device__ __forceinline__ void multiply_stage(int s, int slot, int previous, std::uint32_t k) {
+    multiply_group<kGroup>(slot);
+    ptx::wgmma_wait_group<Shape::kGroupsInFlight>();
+    if constexpr (kGroup == Shape::kGroupsInFlight - 1) release_x(previous);
+    constexpr int kNext = (kGroup + 1) * Shape::kGroupSteps;
+    if constexpr (kNext < Shape::kStageSteps) {
+      if constexpr (kNext == Shape::kShortSteps) {
+        if (k + kNext * Layout::kStepK == static_cast<std::uint32_t>(args_.k_padded)) return;
+      }
+      dequantise_group<kGroup + 1>(s, false, k);
+      multiply_stage<kGroup + 1>(s, slot, previous, k);
+    }
+  }
+
+  // A group's steps of stage s of the chunk, at column k, from codes to fragments. `first`: the
+  // slice begins here, maybe inside a group of columns.
+  template <int kGroup>
+  __device__ __forceinline__ void dequantise_group(int s, bool first, std::uint32_t k) {
+    dequantise<kGroup * Shape::kGroupSteps>(s, first, k);
+    if constexpr (Shape::kGroupSteps == 2) dequantise<kGroup * 2 + 1>(s, false, k);
+  }
+
   template <int kStep>
   __device__ __forceinline__ void dequantise(int s, bool first, std::uint32_t k) {
     if constexpr (kStep == 0) {
-      if (first || (k & group_mask_) == 0) load_parameters<kStep>();
-    } else if constexpr (kStep == 2) {
-      if ((kStep * Layout::kStepK & group_mask_) == 0) load_parameters<kStep>();
+      if (first || Shape::kPhases > 1 || (k & group_mask_) == 0) load_parameters<kStep>();
+    } else if constexpr (kStep % 2 == 0) {
+      if (small_groups_ && (kStep * Layout::kStepK & group_mask_) == 0) load_parameters<kStep>();
     }
     const int chunk_step = s * Shape::kStageSteps + kStep;
 #pragma unroll
@@ -202,7 +240,7 @@ class PrefillConsumer {
       const uint4& words = words_[t][chunk_step / Layout::kStepsPerBlock];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        fragments_[kStep][t][e] = weight_pair<kStep % kSets>(
+        fragments_[kStep % Shape::kFragmentSets][t][e] = weight_pair<kStep % kSets>(
             word_of(words, e), chunk_step % Layout::kStepsPerBlock, t, e % 2);
       }
     }
@@ -217,7 +255,7 @@ class PrefillConsumer {
       const int row = (kStep + set) * Layout::kStepK >> args_.group_shift;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const int channel = (warpgroup_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
+        const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
         const auto at = static_cast<int>(parameter_position(channel));
         const auto scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
         using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
@@ -259,49 +297,96 @@ class PrefillConsumer {
     }
   }
 
-  // Starts the products of a step: one group of wgmma.
-  template <int kStep>
-  __device__ __forceinline__ void multiply_step(int slot, bool accumulate) {
-    constexpr int kStageBytes = C.tile_m * Shape::kStageK * 2, kStepBytes = Layout::kStepK * 2;
-    const std::uint64_t x = x_descriptor_ + static_cast<std::uint32_t>(slot) * (kStageBytes >> 4) +
-                            kStep * (kStepBytes >> 4);
+  // Starts a group of products.
+  template <int kGroup>
+  __device__ __forceinline__ void multiply_group(int slot) {
+    constexpr int kPartBytes = C.tile_m * Shape::kSwizzledK * 2;
+    constexpr int kPartSteps = Shape::kSwizzledK / Layout::kStepK;
+    const std::uint64_t x =
+        x_descriptor_ + static_cast<std::uint32_t>(slot) * (Storage::kXBytes >> 4);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      ptx::wgmma_k16<T>(sums_[t], fragments_[kStep][t], x, accumulate);
+    for (int i = 0; i < Shape::kGroupSteps; ++i) {
+      const int step = kGroup * Shape::kGroupSteps + i;
+      const int at = step / kPartSteps * kPartBytes + step % kPartSteps * Layout::kStepK * 2;
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        ptx::wgmma_k16<T>(sums_[t], fragments_[step % Shape::kFragmentSets][t], x + (at >> 4),
+                          true);
+      }
     }
     ptx::wgmma_commit_group();
   }
 
-  // Whether this CTA of the cluster writes pass `pass` of strip t.
+  // Waits for all that exchange sums: the cluster, or but the consumers of this CTA.
+  __device__ __forceinline__ void synchronise() {
+    if (cluster_.split > 1) {
+      ptx::barrier_cluster_arrive();
+      ptx::barrier_cluster_wait();
+    } else {
+      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    }
+  }
+
+  template <class Function>
+  __device__ __forceinline__ void for_each_unit(Function function) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int pass = 0; pass < Shape::kPasses; ++pass) function(t, pass);
+    }
+  }
+
+  // Of the CTA's units, pass `pass` of strip t of this consumer.
+  __device__ __forceinline__ int unit_of(int t, int pass) const {
+    return (column_ * kTiles + t) * Shape::kPasses + pass;
+  }
+
+  // Whether this warpgroup of this CTA adds it up and writes it.
   __device__ __forceinline__ bool owns(int t, int pass) const {
-    return (t * Shape::kPasses + pass) % cluster_.split == slice_;
+    const int unit = unit_of(t, pass);
+    return unit % cluster_.split == slice_ && unit / cluster_.split % Shape::kPhases == phase_;
   }
 
-  // The sums of one pass, from all slices in their order.
+  // Where its sums come in, in its owner.
+  __device__ __forceinline__ auto* inbox_of(int t, int pass) const {
+    return &storage_.inbox[unit_of(t, pass) / cluster_.split * cluster_.split * Shape::kPhases];
+  }
+
+  // The sums of a unit that the warpgroup owns: those in its inbox and its own, in their order.
   __device__ __forceinline__ void add_slices(int t, int pass, int thread) {
-    constexpr int kFragments = Shape::kPassRows / 8;
-    const auto& own = storage_.sums[warpgroup_][t];
-    float4 total[kFragments] = {};
-    // Reads of neighbours have a long way: as many in flight as there are registers for.
-    constexpr int kAhead = kTiles * C.tile_m < 256 ? 2 : 1;
-#pragma unroll kAhead
-    for (int slice = 0; slice < cluster_.split; ++slice) {
-      const int rank = slice * cluster_.multicast + member_;
+    const auto* inbox = inbox_of(t, pass);
+    const int own_place = slice_ * Shape::kPhases + phase_;
+    float4 total[kPassFragments] = {};
+#pragma unroll 1
+    for (int i = 0; i < own_place; ++i) add_fragments(total, inbox[i], thread);
 #pragma unroll
-      for (int i = 0; i < kFragments; ++i) {
-        const float4 part = ptx::ld_shared_cluster(&own[pass * kFragments + i][thread], rank);
-        total[i].x += part.x, total[i].y += part.y, total[i].z += part.z, total[i].w += part.w;
-      }
+    for (int i = 0; i < kPassFragments; ++i) {
+      const float* own = &sums_[t][4 * (pass * kPassFragments + i)];
+      total[i].x += own[0], total[i].y += own[1], total[i].z += own[2], total[i].w += own[3];
+    }
+#pragma unroll 1
+    for (int i = own_place + 1; i < cluster_.split * Shape::kPhases; ++i) {
+      add_fragments(total, inbox[i], thread);
     }
 #pragma unroll
-    for (int i = 0; i < kFragments; ++i) {
-      float* d = &sums_[t][4 * (pass * kFragments + i)];
-      d[0] = total[i].x, d[1] = total[i].y, d[2] = total[i].z, d[3] = total[i].w;
+    for (int i = 0; i < kPassFragments; ++i) {
+      float* own = &sums_[t][4 * (pass * kPassFragments + i)];
+      own[0] = total[i].x, own[1] = total[i].y, own[2] = total[i].z, own[3] = total[i].w;
     }
   }
 
-  // Rounds rows [32 * pass, + 32) of strip t into shared memory.
+  static __device__ __forceinline__ void add_fragments(float4 (&to)[kPassFragments],
+                                                       const float4 (&from)[kPassFragments][128],
+                                                       int thread) {
+#pragma unroll
+    for (int i = 0; i < kPassFragments; ++i) {
+      const float4 part = from[i][thread];
+      to[i].x += part.x, to[i].y += part.y, to[i].z += part.z, to[i].w += part.w;
+    }
+  }
+
+  // Rounds the sums of pass `pass` of strip t into shared memory.
   __device__ __forceinline__ void stage_pass(int t, int pass, const float (&bias)[2]) {
 #pragma unroll
     for (int i = 0; i < Shape::kPassRows / 16; ++i) {
@@ -339,17 +424,20 @@ class PrefillConsumer {
   const ForwardArguments& args_;
   const HopperPrefillArguments& cluster_;
   Storage& storage_;
-  int warpgroup_, warp_, lane_;
+  int warpgroup_;
+  int column_, phase_;  // strips, and stages of K, of this warpgroup
+  int warp_, lane_;
   int leader_, member_, slice_;
   int lead_chunk_ = -1;  // after which the other consumer may start
   std::uint64_t x_descriptor_;
   std::uint32_t group_mask_;
-  RingCursor<C.stages> x_cursor_;
-  RingCursor<Shape::kWeightStages> weights_cursor_;
+  bool small_groups_;  // several begin in a stage
+  RingCursor<Storage::kStages, Shape::kPhases> x_cursor_;
+  RingCursor<Storage::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
-  std::uint32_t fragments_[Shape::kStageSteps][kTiles][4];
+  std::uint32_t fragments_[Shape::kFragmentSets][kTiles][4];
   Parameters parameters_[kSets][kTiles][2];  // [set][strip][h]
-  float sums_[kTiles][C.tile_m / 2] = {};
+  float sums_[kTiles][C.tile_m / 2];
 };
 
 }  // namespace mpq::kernels

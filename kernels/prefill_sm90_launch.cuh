@@ -36,6 +36,7 @@ struct HopperPrefillLaunch {
     full.x_by_tma = aligned;
     full.multicast = aligned ? launch.multicast : 1;
     full.split = launch.cluster / launch.multicast;
+    full.exchanges = full.split > 1 || Shape::kPhases > 1;
     full.tiles_n = static_cast<int>(launch.grid_n) / full.multicast;
     full.tiles_m = static_cast<int>(launch.grid_m);
     cudaError_t status = cudaSuccess;
@@ -70,12 +71,13 @@ struct HopperPrefillLaunch {
     const ForwardArguments& args = full.forward;
     const std::int64_t row = args.m == 1 ? round_up(args.k, 8) : args.ldx;
     return encode_tensor_map<2>(
-        full.x, {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
-                 .data = args.x,
-                 .extent = {static_cast<cuuint64_t>(args.k), static_cast<cuuint64_t>(args.m)},
-                 .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
-                 .box = {Shape::kStageK, static_cast<cuuint32_t>(kConfig.tile_m / full.multicast)},
-                 .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+        full.x,
+        {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
+         .data = args.x,
+         .extent = {static_cast<cuuint64_t>(args.k), static_cast<cuuint64_t>(args.m)},
+         .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
+         .box = {Shape::kSwizzledK, static_cast<cuuint32_t>(kConfig.tile_m / full.multicast)},
+         .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
   }
 
   // KernelLayout as KiB: [strips][KiB of a strip][256 words].

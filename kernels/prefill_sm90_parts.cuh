@@ -4,6 +4,7 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "arguments.hpp"
@@ -20,34 +21,52 @@ struct HopperPrefillArguments {
   ForwardArguments forward;
   int tiles_n, tiles_m;  ///< tiles of a cluster (multicast * tile_n channels) and of tile_m rows
   int multicast, split;  ///< CTAs of a cluster
+  bool exchanges;        ///< sums of slices and phases are added up; a cluster then has one tile
   bool x_by_tma;         ///< else x's rows are not 16-byte aligned, and multicast is 1
 };
+
+/// Slices of K at most: CTAs of a cluster.
+inline constexpr int kMostSlices = 8;
 
 /// What the kernel's parts agree on.
 template <int WBits, KernelConfig C>
 struct HopperPrefillShape {
   using Layout = KernelLayout<WBits>;
-  static constexpr int kStageK = 64, kStageSteps = kStageK / Layout::kStepK;
-  static constexpr int kChunkK = Layout::kAlignK;
+  static constexpr bool kFewRows = !shares_x(C);
+  static constexpr int kChunkK = prefill_chunk_k(C, WBits);
+  static constexpr int kStageK = kFewRows ? kChunkK : 64;
+  static constexpr int kStageSteps = kStageK / Layout::kStepK;
+  static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes
   static constexpr int kStagesPerChunk = kChunkK / kStageK;
   static constexpr int kBlocksPerChunk = kChunkK / Layout::kBlockK;
-  static constexpr int kWeightStages =
-      (C.stages + kStagesPerChunk - 1) / kStagesPerChunk + (kStagesPerChunk > 1 ? 1 : 0);
-  static constexpr int kConsumers = C.warps_n / 4;  // warpgroups
+  /// A stage is a chunk, and one ring has both: fewer instructions for the consumers.
+  static constexpr bool kOneRing = kStagesPerChunk == 1;
+  /// Steps of a last chunk that K may not fill; all of it where there is none.
+  static constexpr int kShortSteps = std::min(kChunkK, Layout::kAlignK) / Layout::kStepK;
+  /// A group of wgmma is this many steps, and so many groups are left in flight while the fragments
+  /// of the next are made: where a product is short, fewer and longer groups are faster.
+  static constexpr int kGroupSteps = kFewRows ? 2 : 1, kGroupsInFlight = kFewRows ? 1 : 2;
+  static constexpr int kFragmentSets = 4;  // steps whose fragments are held
+  static_assert(kGroupSteps * (kGroupsInFlight + 1) <= kFragmentSets);
+  static constexpr int kConsumersN = C.warps_n / 4;  // warpgroups side by side along N,
+  static constexpr int kPhases = C.warps_k;          // as often, each with every kPhases-th stage
+  static constexpr int kConsumers = kConsumersN * kPhases;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   static constexpr int kStrips = C.tile_n / Layout::kBlockN;  // of the CTA
-  static constexpr int kTiles = kStrips / kConsumers;         // of 64 channels, per consumer
-  static constexpr int kPassRows = 32;  // batch rows that a consumer writes at a time
+  static constexpr int kTiles = kStrips / kConsumersN;        // of 64 channels, per consumer
+  static constexpr int kPassRows = kFewRows ? 16 : 32;  // batch rows that a consumer writes at once
   static constexpr int kPasses = C.tile_m / kPassRows;
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
-  static_assert(kStageSteps == 4);
-  // Of a thread, when the warpgroups have their roles. A multiprocessor has 65536.
+  // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 152;
-  static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
-  static_assert(C.threads() == 128 * kConsumers && (kConsumers == 2 || kConsumers == 3));
-  static_assert(kStrips % kConsumers == 0 && C.tile_m % kPassRows == 0 && C.tile_m <= 256);
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : kConsumers == 3 ? 152 : 104;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                (1 + kConsumers) * kLaunchRegisters);
+  static_assert(C.threads() == 128 * kConsumers && kConsumers >= 2 && kConsumers <= 4);
+  static_assert(kStrips % kConsumersN == 0 && (kPhases == 1 || kOneRing) &&
+                C.tile_m % kPassRows == 0 && C.tile_m <= 256);
 };
 
 /// kGeneral: affine zeros, scales that are not of the activations' type, groups of 16 columns.
@@ -56,6 +75,12 @@ struct HopperPrefillStorage {
   using Shape = HopperPrefillShape<WBits, C>;
   /// Groups that begin in a stage.
   static constexpr int kParameterRows = Shape::kStageK / (kGeneral ? 16 : 32);
+  static constexpr int kXBytes = C.tile_m * Shape::kStageK * 2;
+  static constexpr int kYBytes = Shape::kConsumers * Shape::kPassRows * Shape::Layout::kBlockN * 2;
+  static constexpr int weight_stages(int stages) {
+    constexpr int kPerChunk = Shape::kStagesPerChunk;
+    return kPerChunk == 1 ? stages : (stages + kPerChunk - 1) / kPerChunk + 1;
+  }
   /// In the order of parameter_position, like the memory that they come from.
   struct alignas(16) Parameters {
     std::uint16_t scales[kParameterRows][C.tile_n];
@@ -64,20 +89,44 @@ struct HopperPrefillStorage {
       float affine_zeros[kGeneral ? kParameterRows : 1][kGeneral ? C.tile_n : 1];
     };
   };
+  /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
+  static constexpr int kStages = [] {
+    constexpr int kRoom = (227 << 10) - 2048 - kYBytes;
+    int stages = C.stages;
+    const auto bytes = [&] {
+      return stages * (kXBytes + static_cast<int>(sizeof(Parameters))) +
+             weight_stages(stages) * Shape::kWeightBytes;
+    };
+    while (bytes() > kRoom) --stages;
+    return stages;
+  }();
+  static constexpr int kWeightStages = weight_stages(kStages);
+  static_assert(kStages >= 3 && kWeightStages >= 2);
   struct Rings {
-    alignas(1024) std::uint16_t x[C.stages][C.tile_m][Shape::kStageK];
-    alignas(128) uint4 weights[Shape::kWeightStages][Shape::kStrips][Shape::kBlocksPerChunk][4][32];
-    Parameters parameters[C.stages];  // in step with x
+    /// [slot][64 columns each][row][column]
+    alignas(1024)
+        std::uint16_t x[kStages][Shape::kStageK / Shape::kSwizzledK][C.tile_m][Shape::kSwizzledK];
+    alignas(128) uint4 weights[kWeightStages][Shape::kStrips][Shape::kBlocksPerChunk][4][32];
+    Parameters parameters[kStages];  // in step with x
   };
+  /// The sums of a slice of K travel by pass and 64 channels: a unit.
+  static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
   union {
     Rings rings;
-    // Fragments of the sums of a slice of K, four floats a thread.
-    float4 sums[Shape::kConsumers][Shape::kTiles][C.tile_m / 8][128];
+    // Of the units that this CTA adds up, from each slice of K: fragments, four floats a thread.
+    float4 inbox[(kUnits + kMostSlices - 1) * Shape::kPhases][Shape::kPassRows / 8][128];
   };
   /// Part of y on its way out: 16-byte pieces permuted as in x.
   alignas(128) std::uint16_t y[Shape::kConsumers][Shape::kPassRows][Shape::Layout::kBlockN];
-  std::uint64_t x_full[C.stages], x_empty[C.stages];
-  std::uint64_t weights_full[Shape::kWeightStages], weights_empty[Shape::kWeightStages];
+  std::uint64_t x_full[kStages], x_empty[kStages];
+  std::uint64_t weights_full[kWeightStages], weights_empty[kWeightStages];  // but for kOneRing
+
+  __device__ __forceinline__ std::uint64_t* weights_full_of(int slot) {
+    return Shape::kOneRing ? &x_full[slot] : &weights_full[slot];
+  }
+  __device__ __forceinline__ std::uint64_t* weights_empty_of(int slot) {
+    return Shape::kOneRing ? &x_empty[slot] : &weights_empty[slot];
+  }
 };
 
 /// Where 16-byte piece `piece` (of 8) of row `row` lies in its 128 bytes: the 128-byte swizzle.
@@ -93,12 +142,13 @@ enum NamedBarrier : int {
   kConsumerBarrier
 };
 
-template <int kStages>
+template <int kStages, int kStep = 1>
 struct RingCursor {
   int slot = 0;
   std::uint32_t phase = 0;
   __device__ __forceinline__ void advance() {
-    if (++slot == kStages) slot = 0, phase ^= 1u;
+    slot += kStep;
+    if (slot >= kStages) slot -= kStages, phase ^= 1u;
   }
 };
 
@@ -117,7 +167,7 @@ class TileWalk {
     const int cluster = args.multicast * args.split;
     const int rank = static_cast<int>(blockIdx.x) % cluster;
     slice = rank / args.multicast;
-    const int chunks = args.forward.k_padded / Shape::kChunkK;
+    const int chunks = (args.forward.k_padded + Shape::kChunkK - 1) / Shape::kChunkK;
     member = rank % args.multicast;
     leader = rank - member;
     chunk_begin = chunks * slice / args.split;

@@ -10,8 +10,10 @@
 
 namespace mpq::kernels {
 
-/// Fills the rings. One thread where x comes by TMA, else the whole warpgroup.
-template <int WBits, KernelConfig C, bool kGeneral, bool kXByTma>
+/// Fills the rings. Its warps have a ring each, because the instructions for all of them, one after
+/// the other, take a warp longer than the consumers need for a stage. Where x's rows are not for
+/// TMA, the whole warpgroup copies x.
+template <int WBits, KernelConfig C, bool kGeneral>
 class PrefillProducer {
  public:
   using Shape = HopperPrefillShape<WBits, C>;
@@ -20,93 +22,151 @@ class PrefillProducer {
   __device__ __forceinline__ PrefillProducer(const HopperPrefillArguments& args, Storage& storage)
       : args_(args), storage_(storage), thread_(static_cast<int>(threadIdx.x) % 128) {}
 
-  __device__ __forceinline__ void load_tile(const TileWalk<WBits, C>& tile) {
-    for (int chunk = 0; chunk < tile.chunk_count; ++chunk) {
-      load_weights(tile, tile.chunk_begin + chunk);
-#pragma unroll 1  // the producer has few registers
-      for (int s = 0; s < Shape::kStagesPerChunk; ++s) {
-        load_stage(tile, (tile.chunk_begin + chunk) * Shape::kChunkK + s * Shape::kStageK,
-                   chunk + s == 0);
+  /// One warp's work on all tiles, one after the other.
+  __device__ __forceinline__ void run() {
+    const int warp = __shfl_sync(0xffffffffu, thread_ / 32, 0);
+    if (warp == kWeightsWarp) {
+      if (thread_ % 32 == 0) for_each_tile([&](const auto& tile) { load_weights(tile); });
+    } else if (warp == kParametersWarp) {
+      if (thread_ % 32 == 0) for_each_tile([&](const auto& tile) { load_parameters(tile); });
+    } else if (args_.x_by_tma) {
+      if (thread_ == 0) {
+        ptx::griddepcontrol_wait();  // x may be the predecessor's result
+        for_each_tile([&](const auto& tile) { load_x(tile); });
       }
+    } else {
+      ptx::griddepcontrol_wait();
+      for_each_tile([&](const auto& tile) { copy_x(tile); });
     }
+    __syncwarp();
   }
 
  private:
-  __device__ __forceinline__ void load_weights(const TileWalk<WBits, C>& tile, int chunk) {
-    const int slot = weights_cursor_.slot;
-    // Nobody but the thread that fills the slot may wait for it: the consumers can have taken the
-    // weights, and ended the next phase, before another thread looks at this one.
-    if (thread_ == 0) {
-      ptx::mbarrier_wait(&storage_.weights_empty[slot], weights_cursor_.phase ^ 1u);
-      constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
-      ptx::mbarrier_arrive_expect_tx(&storage_.weights_full[slot], Shape::kWeightBytes);
-      ptx::cp_async_bulk_tensor_3d(storage_.rings.weights[slot], &args_.weights, 0,
-                                   chunk * kKiBPerChunk, tile.n0 / Shape::Layout::kBlockN,
-                                   &storage_.weights_full[slot]);
+  // The others bring x.
+  static constexpr int kWeightsWarp = 3, kParametersWarp = 2, kXThreads = 64;
+
+  template <class Function>
+  __device__ __forceinline__ void for_each_tile(Function function) const {
+    for (TileWalk<WBits, C> tile(args_); tile.valid(); tile.next()) {
+      function(tile);
+      if (args_.exchanges) break;
     }
-    if constexpr (!kXByTma) __syncwarp();
-    weights_cursor_.advance();
   }
 
-  // Columns [k0, k0 + 64) of x, and the parameters of groups that begin there or, with the slice,
-  // `first`.
-  __device__ __forceinline__ void load_stage(const TileWalk<WBits, C>& tile, int k0, bool first) {
-    const int slot = x_cursor_.slot;
-    ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
-    if constexpr (!kXByTma) {
-      copy_x(storage_.rings.x[slot], tile.m0, k0);
-      ptx::fence_proxy_async();
-      ptx::bar_sync(kProducerBarrier, 128);
+  __device__ __forceinline__ void load_weights(const TileWalk<WBits, C>& tile) {
+    constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
+    int kib = tile.chunk_begin * kKiBPerChunk;
+#pragma unroll 1
+    for (int chunk = 0; chunk < tile.chunk_count; ++chunk, kib += kKiBPerChunk) {
+      const int slot = weights_cursor_.slot;
+      std::uint64_t* full = storage_.weights_full_of(slot);
+      ptx::mbarrier_wait(storage_.weights_empty_of(slot), weights_cursor_.phase ^ 1u);
+      ptx::mbarrier_arrive_expect_tx(full, Shape::kWeightBytes);
+      ptx::cp_async_bulk_tensor_3d(storage_.rings.weights[slot], &args_.weights, 0, kib,
+                                   tile.n0 / Shape::Layout::kBlockN, full);
+      weights_cursor_.advance();
     }
-    if (thread_ == 0) {
-      const ForwardArguments& args = args_.forward;
+  }
+
+  // The parameters of groups that begin in a stage or, with the slice, before it.
+  __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
+    const ForwardArguments& args = args_.forward;
+    const std::uint32_t begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
+    const std::uint32_t end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
+    const auto k_padded = static_cast<std::uint32_t>(args.k_padded);
+    const int shift = args.group_shift;
+    const std::uint32_t group_mask = (1u << shift) - 1u;
+    const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
+    const bool affine = kGeneral && args.affine_zeros != nullptr;
+    const int scale_bytes = 2 * channels;
+    const int zero_bytes = channels * (affine ? 4 : static_cast<int>(sizeof(ZeroCode<WBits>)));
+    const std::int64_t group = begin >> shift;
+    const std::uint16_t* scales = args.scales + group * args.n_padded + tile.n0;
+    const float* affine_zeros = args.affine_zeros + group * args.n_padded + tile.n0;
+    const auto* zeros =
+        static_cast<const ZeroCode<WBits>*>(args.zeros) + group * args.zeros_stride + tile.n0;
+#pragma unroll 1
+    for (std::uint32_t k = begin; k != end; k += Shape::kStageK) {
+      const int slot = x_cursor_.slot;
       std::uint64_t* full = &storage_.x_full[slot];
-      const int shift = args.group_shift;
-      const bool begins = first || (k0 & ((1u << shift) - 1u)) == 0u;
-      const int rows = shift < 6 ? Shape::kStageK >> shift : begins ? 1 : 0;
-      const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
-      const int zero_bytes =
-          kGeneral && args.affine_zeros != nullptr ? 4 : static_cast<int>(sizeof(ZeroCode<WBits>));
-      constexpr int kXBytes = kXByTma ? C.tile_m * Shape::kStageK * 2 : 0;
-      ptx::mbarrier_arrive_expect_tx(full, kXBytes + rows * channels * (2 + zero_bytes));
-      if constexpr (kXByTma) load_x(slot, tile, k0);
-      auto& to = storage_.rings.parameters[slot];
-      for (int row = 0; row < rows && channels != 0; ++row) {
-        const std::int64_t group = (static_cast<std::uint32_t>(k0) >> shift) + row;
-        const std::int64_t at = group * args.n_padded + tile.n0;
-        ptx::cp_async_bulk(to.scales[row], args.scales + at, 2 * channels, full);
-        if (kGeneral && args.affine_zeros != nullptr) {
-          ptx::cp_async_bulk(to.affine_zeros[row], args.affine_zeros + at, 4 * channels, full);
-        } else {
-          ptx::cp_async_bulk(
-              to.zeros[row],
-              static_cast<const ZeroCode<WBits>*>(args.zeros) + group * args.zeros_stride + tile.n0,
-              zero_bytes * channels, full);
+      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
+      // Where consumers see but some of the stages, each brings what it needs.
+      const bool begins = k == begin || (k & group_mask) == 0u;
+      if ((!begins && Shape::kPhases == 1) || channels == 0) {
+        ptx::mbarrier_arrive(full);
+      } else {
+        if (!begins) {
+          scales -= args.n_padded, affine_zeros -= args.n_padded, zeros -= args.zeros_stride;
+        }
+        const int columns = static_cast<int>(min(k_padded - k, std::uint32_t{Shape::kStageK}));
+        const int rows = max(columns >> shift, 1);
+        ptx::mbarrier_arrive_expect_tx(full, rows * (scale_bytes + zero_bytes));
+        auto& to = storage_.rings.parameters[slot];
+#pragma unroll 1
+        for (int row = 0; row < rows; ++row) {
+          ptx::cp_async_bulk(to.scales[row], scales, scale_bytes, full);
+          if (affine) {
+            ptx::cp_async_bulk(to.affine_zeros[row], affine_zeros, zero_bytes, full);
+          } else {
+            ptx::cp_async_bulk(to.zeros[row], zeros, zero_bytes, full);
+          }
+          scales += args.n_padded, affine_zeros += args.n_padded, zeros += args.zeros_stride;
         }
       }
+      x_cursor_.advance();
     }
-    x_cursor_.advance();
   }
 
-  __device__ __forceinline__ void load_x(int slot, const TileWalk<WBits, C>& tile, int k0) {
-    std::uint64_t* full = &storage_.x_full[slot];
-    if (args_.multicast == 1) {
-      ptx::cp_async_bulk_tensor_2d(storage_.rings.x[slot], &args_.x, k0, tile.m0, full);
-    } else {
-      const int row = tile.member * (C.tile_m / args_.multicast);
-      const auto ctas = static_cast<std::uint16_t>(((1 << args_.multicast) - 1) << tile.leader);
-      ptx::cp_async_bulk_tensor_2d_multicast(storage_.rings.x[slot][row], &args_.x, k0,
-                                             tile.m0 + row, full, ctas);
+  __device__ __forceinline__ void load_x(const TileWalk<WBits, C>& tile) {
+    int k = tile.chunk_begin * Shape::kChunkK;
+    const int end = k + tile.chunk_count * Shape::kChunkK;
+#pragma unroll 1
+    while (k != end) {
+      const int slot = x_cursor_.slot;
+      std::uint64_t* full = &storage_.x_full[slot];
+      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
+      ptx::mbarrier_arrive_expect_tx(full, Storage::kXBytes);
+#pragma unroll
+      for (auto& part : storage_.rings.x[slot]) {
+        if (Shape::kFewRows || args_.multicast == 1) {
+          ptx::cp_async_bulk_tensor_2d(part, &args_.x, k, tile.m0, full);
+        } else {
+          const int row = tile.member * (C.tile_m / args_.multicast);
+          const auto ctas = static_cast<std::uint16_t>(((1 << args_.multicast) - 1) << tile.leader);
+          ptx::cp_async_bulk_tensor_2d_multicast(part[row], &args_.x, k, tile.m0 + row, full, ctas);
+        }
+        k += Shape::kSwizzledK;
+      }
+      x_cursor_.advance();
+    }
+  }
+
+  __device__ __forceinline__ void copy_x(const TileWalk<WBits, C>& tile) {
+    int k = tile.chunk_begin * Shape::kChunkK;
+    const int end = k + tile.chunk_count * Shape::kChunkK;
+#pragma unroll 1
+    while (k != end) {
+      const int slot = x_cursor_.slot;
+      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
+#pragma unroll 1
+      for (auto& part : storage_.rings.x[slot]) {
+        copy_part(part, tile.m0, k);
+        k += Shape::kSwizzledK;
+      }
+      ptx::fence_proxy_async();
+      ptx::bar_sync(kProducerBarrier, kXThreads);
+      if (thread_ == 0) ptx::mbarrier_arrive(&storage_.x_full[slot]);
+      x_cursor_.advance();
     }
   }
 
   // Element by element, for any alignment; only for the sake of being right.
-  __device__ __forceinline__ void copy_x(std::uint16_t (&stage)[C.tile_m][Shape::kStageK], int m0,
-                                         int k0) const {
+  __device__ __forceinline__ void copy_part(std::uint16_t (&stage)[C.tile_m][Shape::kSwizzledK],
+                                            int m0, int k0) const {
     const ForwardArguments& args = args_.forward;
     const int piece = thread_ % 8, column = k0 + 8 * piece;
 #pragma unroll 1
-    for (int row = thread_ / 8; row < C.tile_m; row += 128 / 8) {
+    for (int row = thread_ / 8; row < C.tile_m; row += kXThreads / 8) {
       const auto* source =
           static_cast<const std::uint16_t*>(args.x) + (m0 + row) * args.ldx + column;
       const int valid = m0 + row < args.m ? args.k - column : 0;
@@ -121,8 +181,8 @@ class PrefillProducer {
   const HopperPrefillArguments& args_;
   Storage& storage_;
   int thread_;
-  RingCursor<C.stages> x_cursor_;
-  RingCursor<Shape::kWeightStages> weights_cursor_;
+  RingCursor<Storage::kStages> x_cursor_;
+  RingCursor<Storage::kWeightStages> weights_cursor_;
 };
 
 }  // namespace mpq::kernels

@@ -45,10 +45,10 @@ struct DeviceTraits {
   int sm_count = 132;                               ///< multiprocessors
   std::int64_t l2_bytes = 50 << 20;                 ///< L2 cache
   std::int64_t shared_bytes_per_block = 227 << 10;  ///< shared memory a block may opt in to
-  /// Clusters of 2, 4 and 8 CTAs that run at once, a CTA a multiprocessor. They are fewer than
+  /// Clusters of 2, 3, ... 8 CTAs that run at once, a CTA a multiprocessor. They are fewer than
   /// sm_count / CTAs, because a cluster runs inside one GPC; and not the same on all parts of a
   /// kind.
-  std::array<int, 3> resident_clusters{66, 30, 14};
+  std::array<int, 7> resident_clusters{66, 39, 30, 22, 20, 16, 14};
   bool operator==(const DeviceTraits&) const = default;
 };
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "mpq/device.hpp"
+#include "mpq/layout.hpp"
 #include "mpq/types.hpp"
 
 namespace mpq {
@@ -43,7 +44,7 @@ struct KernelConfig {
   int warps_n = 1;      ///< warps side by side along N
   int warps_m = 1;      ///< along M
   int warps_k = 1;      ///< along K, reduced in a fixed order; decode: the plan turns some to N
-  int stages = 0;       ///< decode: blocks of weights in flight per warp; prefill: x stages
+  int stages = 0;       ///< decode: blocks of weights in flight per warp; prefill: of x, at most
   int ctas_per_sm = 1;  ///< that registers leave room for
   constexpr int warps() const noexcept { return warps_n * warps_m * warps_k; }
   constexpr int threads() const noexcept { return 32 * warps(); }
@@ -71,15 +72,42 @@ inline constexpr std::array kKernelTable{
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 128,
+                 .tile_m = 16,
+                 .warps_n = 8,
+                 .warps_k = 2,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 16,
+                 .warps_n = 16,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 32,
+                 .warps_n = 8,
+                 .warps_k = 2,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 32,
+                 .warps_n = 16,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
                  .tile_m = 64,
                  .warps_n = 8,
+                 .warps_k = 2,
                  .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 256,
                  .tile_m = 64,
-                 .warps_n = 8,
-                 .stages = 6},
+                 .warps_n = 16,
+                 .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 256,
@@ -165,6 +193,16 @@ constexpr bool is_available(const KernelConfig& config, const DeviceTraits& devi
   return config.isa == Isa::sm90a ? runs_sm90a_code(device) : device.compute_capability >= 80;
 }
 
+/// Whether CTAs of an sm90a prefill kernel can share x: not where it is small beside the weights.
+constexpr bool shares_x(const KernelConfig& config) noexcept {
+  return config.tile_m > 64;
+}
+
+/// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.
+constexpr int prefill_chunk_k(const KernelConfig& config, int bits) noexcept {
+  return shares_x(config) ? layout_align_k(bits) : std::max(128, layout_align_k(bits));
+}
+
 /// What is to be computed: y [m, n] = x [m, k] w^T.
 struct Problem {
   int bits = 4;
@@ -189,10 +227,11 @@ struct ForwardOptions {
   bool batch_invariant = false;
   /// For tests and tuning; -1: the plan chooses.
   int kernel = -1;  ///< a row of kKernelTable
-  /// CTAs that split K: 1, 2, 4 or 8 (1 before 9.0; never more than K has chunks).
+  /// CTAs that split K: 1 to 8, in decode kernels 1, 2, 4 or 8 (1 before 9.0; never more than K has
+  /// chunks).
   int cluster = -1;
   int warps_n = -1;    ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
-  int multicast = -1;  ///< CTAs that share x in an sm90a prefill kernel, 1 or 2
+  int multicast = -1;  ///< CTAs that share x in an sm90a prefill kernel of many rows, 1 or 2
 };
 
 /// A decision, ready to launch.

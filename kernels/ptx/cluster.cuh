@@ -45,21 +45,16 @@ __device__ __forceinline__ void st_async(float* local, float value, std::uint64_
 #endif
 }
 
-/// Four floats, likewise.
-__device__ __forceinline__ float4 ld_shared_cluster(const float4* local, int rank) {
+/// Stores four floats at the place of `local` in CTA `rank` of the cluster; barrier_cluster_arrive
+/// releases them.
+__device__ __forceinline__ void st_shared_cluster(float4* local, float4 v, int rank) {
 #if __CUDA_ARCH__ >= 900
-  std::uint32_t remote;
-  float4 v;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(remote)
-               : "r"(shared_address(local)), "r"(rank));
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(remote)
-               : "memory");
-  return v;
-#else
-  return *local;
+  asm volatile(
+      "{\n.reg .b32 target;\n"
+      "mapa.shared::cluster.u32 target, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [target], {%2, %3, %4, %5};\n}" ::"r"(shared_address(local)),
+      "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      : "memory");
 #endif
 }
 

@@ -68,6 +68,64 @@ __device__ __forceinline__ void hold(float (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
+/// d [64, 16] = a [64, 16] b [16, 16] + (accumulate ? d : 0); a warp has 16 rows, as in
+/// mma.m16n8k16.
+template <DType T>
+__device__ __forceinline__ void wgmma_m64n16k16(float (&d)[8], const std::uint32_t (&a)[4],
+                                                std::uint64_t b, bool accumulate) {
+#if MPQ_HAS_WGMMA
+  if constexpr (T == DType::f16) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  } else {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+        "{%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+#endif
+}
+
+/// d [64, 32] = a [64, 16] b [16, 32] + (accumulate ? d : 0); a warp has 16 rows, as in
+/// mma.m16n8k16.
+template <DType T>
+__device__ __forceinline__ void wgmma_m64n32k16(float (&d)[16], const std::uint32_t (&a)[4],
+                                                std::uint64_t b, bool accumulate) {
+#if MPQ_HAS_WGMMA
+  if constexpr (T == DType::f16) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  } else {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+#endif
+}
+
 /// d [64, 64] = a [64, 16] b [16, 64] + (accumulate ? d : 0); a warp has 16 rows, as in
 /// mma.m16n8k16.
 template <DType T>
@@ -273,6 +331,16 @@ __device__ __forceinline__ void wgmma_m64n256k16(float (&d)[128], const std::uin
 }
 
 /// The same, by the size of d.
+template <DType T>
+__device__ __forceinline__ void wgmma_k16(float (&d)[8], const std::uint32_t (&a)[4],
+                                          std::uint64_t b, bool accumulate) {
+  wgmma_m64n16k16<T>(d, a, b, accumulate);
+}
+template <DType T>
+__device__ __forceinline__ void wgmma_k16(float (&d)[16], const std::uint32_t (&a)[4],
+                                          std::uint64_t b, bool accumulate) {
+  wgmma_m64n32k16<T>(d, a, b, accumulate);
+}
 template <DType T>
 __device__ __forceinline__ void wgmma_k16(float (&d)[32], const std::uint32_t (&a)[4],
                                           std::uint64_t b, bool accumulate) {

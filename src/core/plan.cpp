@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -16,11 +15,11 @@ namespace mpq {
 namespace {
 
 constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second dimension
-constexpr std::array kClusters{1, 2, 4, 8};
+constexpr std::array kDecodeClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
 // kernels; on Hopper of all, and in one pass of some.
-constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 16, kDecodeRowsAtMost = 32;
+constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 8, kDecodeRowsAtMost = 32;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
@@ -40,50 +39,77 @@ struct ClusterShape {
 std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster) {
   const int ctas = cluster.ctas();
   if (ctas == 1) return device.sm_count;
-  const auto sizes = static_cast<std::size_t>(std::bit_width(static_cast<unsigned>(ctas - 1)));
-  return std::max(device.resident_clusters.at(sizes - 1), 1);  // of the next power of two
+  return std::max(device.resident_clusters.at(static_cast<std::size_t>(ctas) - 2), 1);
 }
 
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
   return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
 }
 
-// Cycles that a launch takes; good for comparing. The constants are fitted to a sweep of rows and
-// splits on an H200 (W4, eight shapes, 64 to 512 rows; bench/NOTES.md): what is picked is 0.4 %
-// slower than the best in the mean, and times are met within 7 %.
+// Issue slots that a warp needs for 64 channels x 64 columns, its share of a stage's bookkeeping
+// included.
+double dequantising_slots(const Problem& problem) {
+  const bool bf16 = problem.dtype == DType::bf16;
+  switch (problem.bits) {
+    case 8:
+      return bf16 ? 290 : 137;
+    case 4:
+      return bf16 ? 135 : 125;
+    case 2:
+      return bf16 ? 125 : 118;
+    default:
+      return bf16 ? 118 : 111;
+  }
+}
+
+// Cycles that a launch takes; good for comparing. Fitted to a sweep of rows and splits on an H200
+// (W4, eight shapes, 16 to 512 rows; bench/NOTES.md): what is picked is the best of what was swept,
+// and times are met within 5 %.
 double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
                        const Problem& problem, const DeviceTraits& device) {
-  constexpr double kMultiplyAddsPerCycle = 2048;    // of an SM's tensor cores
-  constexpr double kNeighbourBytesPerCycle = 6.75;  // of an SM, out of a cluster's shared memory
-  constexpr double kSharedBytesPerCycle = 128;
-  constexpr double kEpiloguePer4096 = 975;
-  constexpr double kLeastStage = 1050;  // dequantising and its products one after the other
-  constexpr double kHidden = 0.15;      // what is hidden still costs a little
-  constexpr double kMulticast = 1.15;   // CTAs that share x wait for each other
-  constexpr int kStageK = 64, kIssuersPerSm = 4;
+  constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
+  // An SM's share of what memory gives, and of what the L2 cache gives.
+  constexpr double kReadBytesPerCycle = 19, kCachedBytesPerCycle = 31;
+  constexpr double kMulticast = 1.15;  // CTAs that share x wait for each other
+  constexpr int kStageK = 64;
+  const bool few_rows = !shares_x(config);
 
   const double tile = static_cast<double>(config.tile_n) * config.tile_m;
   const auto tiles = static_cast<double>(cluster_tiles(config, problem, cluster.multicast));
   const auto resident = static_cast<double>(resident_clusters(device, cluster));
   const double waves = std::ceil(tiles / resident);
-  const auto chunk_k = layout_align_k(problem.bits);
-  const auto stages = static_cast<double>(ceil_div(problem.k_padded / chunk_k, cluster.split) *
-                                          (chunk_k / kStageK));
+  const int chunk_k = prefill_chunk_k(config, problem.bits);
+  const auto stages = static_cast<double>(
+      ceil_div(ceil_div(problem.k_padded, chunk_k), cluster.split) * (chunk_k / kStageK));
 
+  // Of 64 columns: the longer of products and dequantising, and what of the other is not hidden.
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
-  const double instructions_per_pair = problem.bits == 8 && problem.dtype == DType::bf16 ? 36 : 16;
   const double dequantise =
-      config.tile_n * kStageK / 2 * instructions_per_pair / (32.0 * kIssuersPerSm);
+      config.tile_n / 64 * dequantising_slots(problem) * (config.warps_k > 1 ? 1.1 : 1);
+  const double exposed = config.tile_m <= 64 ? 0.5 : config.tile_m <= 128 ? 0.35 : 0;
+  const double weights = config.tile_n * kStageK * problem.bits / 8.0;
+  const double busy =
+      std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
+  const double read =
+      busy * std::max(weights / kReadBytesPerCycle,
+                      (weights + 2 * kStageK * config.tile_m) / kCachedBytesPerCycle);
+  // A device full of short products is slower than one multiprocessor would be.
+  const double crowd = few_rows || config.tile_m > 128 ? 1 : 1 + 0.1 * busy;
   const double stage =
-      std::max(std::max(tensor, dequantise) + kHidden * std::min(tensor, dequantise), kLeastStage) *
-      (cluster.multicast > 1 ? kMulticast : 1);
+      std::max(std::max(tensor, dequantise) + exposed * std::min(tensor, dequantise), read) *
+      crowd * (cluster.multicast > 1 ? kMulticast : 1);
 
-  const double epilogue = kEpiloguePer4096 * tile / 4096;
-  const double products = waves * stages * stage;
-  if (cluster.split == 1) return products + epilogue;  // the others hide behind the next tile
-  const double moved = 4 * tile;
-  return products + waves * (epilogue / cluster.split + moved / kSharedBytesPerCycle +
-                             moved * (cluster.split - 1) / cluster.split / kNeighbourBytesPerCycle);
+  // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
+  const double bytes = 4 * tile;
+  double fixed = few_rows ? 4000 + 13 * config.tile_n + 0.025 * bytes : 6000 + 0.0225 * bytes;
+  if (config.warps_k > 1) fixed += 0.11 * bytes;
+  if (cluster.split > 1) {
+    const double split = cluster.split;
+    fixed += 700 + 60 * split * split + (few_rows ? 0.05 : 0.08) * bytes * (split - 1) / split;
+  }
+  // Walkers of the large tiles overlap the end of one with the next.
+  const bool overlaps = !few_rows && cluster.split == 1;
+  return waves * stages * stage + (overlaps ? 1 : waves) * fixed;
 }
 
 // The cheapest cluster for a row, as far as the options leave it open.
@@ -94,16 +120,21 @@ struct Candidate {
 
 Candidate best_cluster(const KernelConfig& config, const Problem& problem,
                        const DeviceTraits& device, const ForwardOptions& options) {
-  const std::int64_t chunks = problem.k_padded / layout_align_k(problem.bits);
+  const std::int64_t chunks = ceil_div(problem.k_padded, prefill_chunk_k(config, problem.bits));
   Candidate best;
   for (int multicast = 1; multicast <= 2; ++multicast) {
-    if (options.multicast != -1 && multicast != options.multicast) continue;
+    if (!shares_x(config) ? multicast != 1
+                          : options.multicast != -1 && multicast != options.multicast) {
+      continue;
+    }
     for (int split = 1; split * multicast <= kMostClusterCtas && split <= chunks; ++split) {
       if (options.cluster != -1 && split != std::min<std::int64_t>(options.cluster, chunks)) {
         continue;
       }
       // Of their own accord only what was swept.
-      if (options.cluster == -1 && split != 1 && split != 2 && split != 4) continue;
+      if (options.cluster == -1 && shares_x(config) && split != 1 && split != 2 && split != 4) {
+        continue;
+      }
       const ClusterShape cluster{multicast, split};
       const double cycles = estimate_cycles(config, cluster, problem, device);
       if (cycles < best.cycles) best = {cluster, cycles};
@@ -143,7 +174,7 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
   double best = std::numeric_limits<double>::infinity();
   for (const int warps_n : kWarpsN) {
-    for (const int cluster : kClusters) {
+    for (const int cluster : kDecodeClusters) {
       if (options.cluster != -1 && cluster != options.cluster) continue;
       if (options.warps_n != -1 && warps_n != options.warps_n) continue;
       if (cluster > 1 && !runs_sm90a_code(device)) continue;
@@ -188,8 +219,7 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
 // Hopper where the two meet, what the estimates say; elsewhere the largest prefill tile that still
 // occupies most of the device; the smallest if none does.
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  // Batch-invariant calls of one row count as many; they are few-row calls for all that.
-  const bool hopper = runs_sm90a_code(device) && !options.batch_invariant;
+  const bool hopper = runs_sm90a_code(device);
   const bool few_rows = problem.m <= (hopper ? kDecodeRowsOnHopper : kDecodeRows);
   int decode = -1, prefill = -1;
   double cycles = std::numeric_limits<double>::infinity();
@@ -228,8 +258,9 @@ void plan_clusters(const Problem& problem, const DeviceTraits& device,
                             problem.m, problem.n, to_string(config)));
   }
   // Slices of K have nothing to overlap with the next tile: the hardware hands out their tiles.
-  const std::int64_t walkers =
-      cluster.split == 1 ? std::min(tiles, resident_clusters(device, cluster)) : tiles;
+  const std::int64_t walkers = cluster.split == 1 && config.warps_k == 1
+                                   ? std::min(tiles, resident_clusters(device, cluster))
+                                   : tiles;
   plan.cluster = cluster.ctas();
   plan.multicast = cluster.multicast;
   plan.clusters = static_cast<int>(walkers);
@@ -245,10 +276,9 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                 fmt::format("plan: kernel is {}, the table has rows 0 to {}", options.kernel,
                             kKernelCount - 1));
   }
-  if (options.cluster != -1 &&
-      std::find(kClusters.begin(), kClusters.end(), options.cluster) == kClusters.end()) {
-    throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: cluster is {}, it can be 1, 2, 4 or 8", options.cluster));
+  if (options.cluster != -1 && (options.cluster < 1 || options.cluster > kMostClusterCtas)) {
+    throw Error(ErrorCode::invalid_argument, fmt::format("plan: cluster is {}, it can be 1 to {}",
+                                                         options.cluster, kMostClusterCtas));
   }
   if (options.warps_n != -1 &&
       std::find(kWarpsN.begin(), kWarpsN.end(), options.warps_n) == kWarpsN.end()) {
@@ -297,6 +327,12 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                             to_string(config), kMaxGridM * config.tile_m));
   }
   if (config.family == KernelFamily::decode) {
+    if (options.cluster != -1 && std::find(kDecodeClusters.begin(), kDecodeClusters.end(),
+                                           options.cluster) == kDecodeClusters.end()) {
+      throw Error(ErrorCode::invalid_argument,
+                  fmt::format("plan: cluster is {}, in a decode kernel it can be 1, 2, 4 or 8",
+                              options.cluster));
+    }
     if (options.cluster > 1 && !runs_sm90a_code(device)) {
       throw Error(
           ErrorCode::unsupported,

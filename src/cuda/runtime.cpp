@@ -81,7 +81,8 @@ DeviceTraits cuda_traits(Device device) {
   for (std::size_t i = 0; i < traits.resident_clusters.size(); ++i) {
     traits.resident_clusters[i] = 0;
     if (!runs_sm90a_code(traits)) continue;
-    check_cuda(kernels::resident_clusters(2 << i, static_cast<int>(traits.shared_bytes_per_block),
+    check_cuda(kernels::resident_clusters(static_cast<int>(i) + 2,
+                                          static_cast<int>(traits.shared_bytes_per_block),
                                           &traits.resident_clusters[i]),
                "cudaOccupancyMaxActiveClusters");
   }

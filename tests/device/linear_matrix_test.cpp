@@ -110,7 +110,13 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
       for (const int kernel : usable_kernels()) {
         for (const std::int64_t padding : {0, 1, 4}) {
           // Of the K-splitting kernels one after the other with every cluster.
-          const int cluster = !splits_k(kernel) ? -1 : padding == 0 ? 2 : padding == 1 ? 1 : 8;
+          const bool decodes =
+              kKernelTable[static_cast<std::size_t>(kernel)].family == KernelFamily::decode;
+          const int cluster = !splits_k(kernel) ? -1
+                              : padding == 0    ? 2
+                              : padding == 4    ? 8
+                              : decodes         ? 1
+                                                : 3;
           const auto y =
               run_linear(linear, x,
                          {.m = 9,
@@ -195,7 +201,8 @@ TEST_CASE("every cluster of the Hopper prefill kernels is right and gives the sa
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;
     for (const int multicast : {1, 2}) {
-      for (const int split : {1, 2, 4}) {
+      if (multicast > 1 && !shares_x(config)) continue;
+      for (const int split : {1, 2, 3, 4}) {
         for (const std::int64_t padding : {4, 1}) {  // by TMA and not: 2104 and 2101 halves a row
           INFO(fmt::format("w{} group {} {} multicast {} split {} padding {}", bits, group_size,
                            to_string(config), multicast, split, padding));

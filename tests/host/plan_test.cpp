@@ -37,7 +37,7 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
     CHECK(chosen.grid_m == 1);
   }
   // From 17 to 32 rows it depends on the layer.
-  CHECK(plan(problem(32, 4096, 4096), kHopper).config().family == KernelFamily::decode);
+  CHECK(plan(problem(8, 4096, 4096), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(problem(32, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
   const Plan large = plan(problem(4096), kHopper);
   CHECK(large.config().family == KernelFamily::prefill);
@@ -136,17 +136,18 @@ TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
     for (const std::int64_t m : {1, 64, 200, 5000}) {
       for (const std::int64_t k : {64, 320, 8192}) {
         for (const int multicast : {-1, 1, 2}) {
-          for (const int split : {-1, 1, 2, 4}) {
+          for (const int split : {-1, 1, 2, 3, 4}) {
+            const std::int64_t chunks = ceil_div(k, prefill_chunk_k(config, problem(m).bits));
             const Plan p = plan(problem(m, 1000, k), kHopper,
                                 {.kernel = kernel, .cluster = split, .multicast = multicast});
             CHECK(p.grid_n % static_cast<unsigned>(p.multicast) == 0);
             const int slices = p.cluster / p.multicast;
-            CHECK(slices <= k / 64);
+            CHECK(slices <= chunks);
             CHECK(p.cluster <= 8);
             CHECK(p.clusters >= 1);
             CHECK(static_cast<unsigned>(p.clusters * p.multicast) <= p.grid_n * p.grid_m);
-            if (multicast != -1) CHECK(p.multicast == multicast);
-            if (split != -1) CHECK(slices == std::min<std::int64_t>(split, k / 64));
+            if (multicast != -1) CHECK(p.multicast == (shares_x(config) ? multicast : 1));
+            if (split != -1) CHECK(slices == std::min<std::int64_t>(split, chunks));
           }
         }
       }
@@ -176,6 +177,8 @@ TEST_CASE("what cannot be planned is refused with the value and the limit") {
       refuses([] { plan(problem(1), {.compute_capability = 75}); }, ErrorCode::unsupported, "75"));
   CHECK(
       refuses([] { plan(problem(1), kHopper, {.cluster = 3}); }, ErrorCode::invalid_argument, "3"));
+  CHECK(refuses([] { plan(problem(64), kHopper, {.cluster = 9}); }, ErrorCode::invalid_argument,
+                "9"));
   CHECK(refuses([] { plan(problem(70000 * 8), kHopper, {.kernel = 0}); }, ErrorCode::unsupported,
                 "560000"));
 }

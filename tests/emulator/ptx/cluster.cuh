@@ -30,10 +30,8 @@ inline void st_async(float* local, float value, std::uint64_t* barrier, int rank
     b.check();
   });
 }
-inline float4 ld_shared_cluster(const float4* local, int rank) {
-  float4 value;
-  std::memcpy(&value, emulator::in_cta(local, rank), sizeof(value));
-  return value;
+inline void st_shared_cluster(float4* local, float4 value, int rank) {
+  std::memcpy(emulator::in_cta(local, rank), &value, sizeof(value));
 }
 
 inline void griddepcontrol_launch_dependents() {}
