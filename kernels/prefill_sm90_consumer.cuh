@@ -103,8 +103,12 @@ class PrefillConsumer {
 #pragma unroll
       for (int i = 0; i < kPassFragments; ++i) {
         const float* d = &sums_[t][4 * (pass * kPassFragments + i)];
-        ptx::st_shared_cluster(&inbox[i][thread], make_float4(d[0], d[1], d[2], d[3]),
-                               owner * cluster_.multicast + member_);
+        const float4 part = make_float4(d[0], d[1], d[2], d[3]);
+        if (cluster_.split == 1) {
+          inbox[i][thread] = part;
+        } else {
+          ptx::st_shared_cluster(&inbox[i][thread], part, owner * cluster_.multicast + member_);
+        }
       }
     });
     synchronise();  // the sums are in their inboxes
