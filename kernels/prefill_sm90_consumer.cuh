@@ -315,8 +315,7 @@ class PrefillConsumer {
       const int at = step / kPartSteps * kPartBytes + step % kPartSteps * Layout::kStepK * 2;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        ptx::wgmma_k16<T>(sums_[t], fragments_[step % Shape::kFragmentSets][t], x + (at >> 4),
-                          true);
+        ptx::wgmma_k16<T>(sums_[t], fragments_[step % Shape::kFragmentSets][t], x + (at >> 4));
       }
     }
     ptx::wgmma_commit_group();

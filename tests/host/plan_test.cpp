@@ -36,8 +36,9 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
     CHECK(chosen.config().family == KernelFamily::decode);
     CHECK(chosen.grid_m == 1);
   }
-  // From 17 to 32 rows it depends on the layer.
+  // From 9 to 32 rows the estimates decide.
   CHECK(plan(problem(8, 4096, 4096), kHopper).config().family == KernelFamily::decode);
+  CHECK(plan(problem(32, 4096, 4096), kHopper).config().family == KernelFamily::prefill);
   CHECK(plan(problem(32, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
   const Plan large = plan(problem(4096), kHopper);
   CHECK(large.config().family == KernelFamily::prefill);

@@ -28,13 +28,12 @@ template <int kCount>
 void hold(float (&)[kCount]) {}
 
 template <DType T, int kCount>
-void wgmma_k16(float (&d)[kCount], const std::uint32_t (&a)[4], std::uint64_t b, bool accumulate) {
+void wgmma_k16(float (&d)[kCount], const std::uint32_t (&a)[4], std::uint64_t b) {
   struct Lane {
     float* d;
     const std::uint32_t* a;
     std::uint64_t b;
-    bool accumulate;
-  } lane{d, a, b, accumulate};
+  } lane{d, a, b};
   emulator::collective("wgmma", lane, [](const auto& all) {
     constexpr int kN = 2 * kCount;
     double wide_a[16][16], wide_b[kN][16];
@@ -58,7 +57,7 @@ void wgmma_k16(float (&d)[kCount], const std::uint32_t (&a)[4], std::uint64_t b,
     for (int i = 0; i < 32; ++i) {
       for (int e = 0; e < kCount; ++e) {
         const int row = i / 4 + 8 * (e % 4 / 2), column = e / 4 * 8 + 2 * (i % 4) + e % 2;
-        double sum = all[i]->accumulate ? all[i]->d[e] : 0.;
+        double sum = all[i]->d[e];
         for (int k = 0; k < 16; ++k) sum += wide_a[row][k] * wide_b[column][k];
         all[i]->d[e] = static_cast<float>(sum);
       }
