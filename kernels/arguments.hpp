@@ -23,6 +23,7 @@ struct ForwardArguments {
   int k_padded, n_padded;
   int group_shift;       ///< log2 of a kernel group's columns; 31: one group
   bool scales_are_bf16;  ///< else f16, whatever the activations are
+  bool programmatic;     ///< the predecessor in the stream may still be running
   // Of the decode kernels, as the plan has them; divisions would cost more than the rest of the
   // start.
   int chunks, part;   ///< of KSplit
@@ -30,6 +31,7 @@ struct ForwardArguments {
   int cluster_shift;  ///< log2 of KSplit::cluster
   int warps_n_shift;  ///< log2 of Plan::warps_n
   int slots_shift;    ///< log2 of decode_row_slots
+  int tile_rows;      ///< decode_tile_rows
   int column_stride;  ///< columns of kWarpN channels that all clusters take in one round
 };
 

@@ -22,6 +22,7 @@
 
 #include "arguments.hpp"
 #include "decode_activations.cuh"
+#include "decode_digits.cuh"
 #include "decode_reduction.cuh"
 #include "decode_storage.cuh"
 #include "decode_streams.cuh"
@@ -61,9 +62,10 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                      static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
                      args.part};
 
-  ActivationSlice<C> x(args, storage, slice, m0);
+  const int rows = min(args.m - m0, C.tile_m);
+  ActivationSlice<C> x(args, storage, slice, m0, rows);
   float* inbox = reinterpret_cast<float*>(slice + args.x_pitch * decode_row_slots(C, args.m));
-  TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0);
+  TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0, rows);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -74,12 +76,13 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
       x.start(first_of(chunk), columns_of(chunk));
     }
   };
-  // x is the longest to wait for; weights and parameters are on their way before it exists.
-  start_x(0);
+  // x is the longest to wait for, unless the kernel before is to write it yet.
+  if (!args.programmatic) start_x(0);
   const BlockRuns<kGeneral> runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
-  WeightStream<WBits, C, kGeneral> weights(args, storage.ring[warp], lane, runs);
+  WeightStream<WBits, C, BlockRuns<kGeneral>, 1> weights(args, storage.ring[warp], lane, runs);
   ParameterStream<WBits, T, kTiles, kGeneral> parameters(args, runs, lane / 4 * 8);
   ptx::griddepcontrol_launch_dependents();
+  if (args.programmatic) start_x(0);
 
   DecodeAccumulator<WBits, T, C, kGeneral> sums;
   const auto part_of_x = [&](int chunk, int m) {
@@ -171,7 +174,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
       }
       sums.finish();
     }
-    reduction.publish(sums.total, column);
+    reduction.publish(column, [&](auto& target, int of_lane) { sums.store(target, of_lane); });
   }
   reduction.finish();
   reduction.leave();
@@ -189,21 +192,34 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   const bool general =
       args.affine_zeros != nullptr || args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
-  constexpr int kSegment = kSegmentSteps<WBits>;
-  if (args.group_shift >= (kSegment == 4 ? 6 : 5)) {
-    if (general) {
-      decode_tiles<WBits, T, C, kSegment, true>(args, storage, slice);
-    } else {
-      decode_tiles<WBits, T, C, kSegment, false>(args, storage, slice);
+  if constexpr (multiplies_digits(C)) {
+    constexpr int kAll = DigitShape<WBits>::kUnitProducts, kFew = WBits == 8 ? 1 : 2;
+    const int group = 1 << min(args.group_shift, 30);
+    const int shared = group < KernelLayout<WBits>::kBlockK ? 16 : 32;  // columns of a product
+    if (group >= shared * kAll) {
+      decode_digits<WBits, T, C, kAll>(args, storage, slice);
+    } else if (group >= shared * kFew) {
+      decode_digits<WBits, T, C, kFew>(args, storage, slice);
+    } else if constexpr (kFew > 1) {  // groups of 16 columns; never mind the time
+      decode_digits<WBits, T, C, 1>(args, storage, slice);
     }
-  } else if (kSegment == 4 && args.group_shift == 5) {
-    if (general) {
-      decode_tiles<WBits, T, C, 2, true>(args, storage, slice);
-    } else {
-      decode_tiles<WBits, T, C, 2, false>(args, storage, slice);
+  } else {
+    constexpr int kSegment = kSegmentSteps<WBits>;
+    if (args.group_shift >= (kSegment == 4 ? 6 : 5)) {
+      if (general) {
+        decode_tiles<WBits, T, C, kSegment, true>(args, storage, slice);
+      } else {
+        decode_tiles<WBits, T, C, kSegment, false>(args, storage, slice);
+      }
+    } else if (kSegment == 4 && args.group_shift == 5) {
+      if (general) {
+        decode_tiles<WBits, T, C, 2, true>(args, storage, slice);
+      } else {
+        decode_tiles<WBits, T, C, 2, false>(args, storage, slice);
+      }
+    } else {  // groups of 16 columns; never mind the time
+      decode_tiles<WBits, T, C, 1, true>(args, storage, slice);
     }
-  } else {  // groups of 16 columns; never mind the time
-    decode_tiles<WBits, T, C, 1, true>(args, storage, slice);
   }
 }
 

@@ -18,12 +18,8 @@ class ActivationSlice {
  public:
   __device__ __forceinline__ ActivationSlice(const ForwardArguments& args,
                                              DecodeStorage<C>& storage, unsigned char* shared,
-                                             int m0)
-      : args_(args),
-        arrived_(&storage.x_arrived),
-        shared_(shared),
-        m0_(m0),
-        rows_(min(args.m - m0, C.tile_m)) {}
+                                             int m0, int rows)
+      : args_(args), arrived_(&storage.x_arrived), shared_(shared), m0_(m0), rows_(rows) {}
 
   /// The slice is columns [first, first + columns), zero past x: for the CTA's first warp, when the
   /// slice before has been read and x may be read.

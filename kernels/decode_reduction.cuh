@@ -19,17 +19,12 @@ namespace mpq::kernels {
 template <DType T, KernelConfig C>
 class TileReduction {
  public:
-  static constexpr int kWarpN = DecodeStorage<C>::kWarpN, kTiles = DecodeStorage<C>::kTiles;
+  static constexpr int kWarpN = DecodeStorage<C>::kWarpN;
 
   /// inbox: [2][rank][element of the part], after the slice of x.
   __device__ __forceinline__ TileReduction(const ForwardArguments& args, DecodeStorage<C>& storage,
-                                           float* inbox, int rank, int m0)
-      : args_(args),
-        storage_(storage),
-        inbox_(inbox),
-        rank_(rank),
-        m0_(m0),
-        rows_(min(args.m - m0, C.tile_m)) {
+                                           float* inbox, int rank, int m0, int rows)
+      : args_(args), storage_(storage), inbox_(inbox), rank_(rank), m0_(m0), rows_(rows) {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&storage_.arrived[0], 1);
       ptx::mbarrier_init(&storage_.arrived[1], 1);
@@ -40,8 +35,9 @@ class TileReduction {
   }
 
   /// Adds the sums of the CTA's warps, in their order, and sends them to their owners.
-  __device__ __forceinline__ void publish(const float (&total)[kTiles][C.tile_m / 8][4],
-                                          int column) {
+  /// store(sums, lane): writes a warp's sums [row][channel of the column].
+  template <class Store>
+  __device__ __forceinline__ void publish(int column, const Store& store_sums) {
     // Not worth registers throughout the main loop.
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x));
     const int warps_n_shift = ptx::opaque(args_.warps_n_shift);
@@ -49,17 +45,7 @@ class TileReduction {
     const int count_shift = element_shift(warps_n_shift), count = 1 << count_shift;
     const bool alone = args_.cluster_shift == 0;
     auto& sums = storage_.sums;
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int m = 0; m < C.tile_m / 8; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sums[warp][8 * m + 2 * (lane % 4) + i % 2][16 * t + lane / 4 + 8 * (i / 2)] =
-              total[t][m][i];
-        }
-      }
-    }
+    store_sums(sums[warp], lane);
     finish();
     if (!alone) {
       // All inboxes are there (first time), or the one to be filled has been emptied.

@@ -12,8 +12,9 @@
 
 namespace mpq::kernels {
 
-/// A lane's way through the weights, a ring of copies ahead of where it computes.
-template <int WBits, KernelConfig C, bool kChunked>
+/// A lane's way through the weights, a ring of copies ahead of where it computes. kUnitBlocks: of
+/// decode_unit_k.
+template <int WBits, KernelConfig C, class Runs, int kUnitBlocks>
 class WeightStream {
  public:
   static constexpr int kTiles = DecodeStorage<C>::kTiles;
@@ -22,7 +23,7 @@ class WeightStream {
 
   __device__ __forceinline__ WeightStream(const ForwardArguments& args,
                                           uint4 (&ring)[C.stages][kTiles][32], int lane,
-                                          const BlockRuns<kChunked>& runs)
+                                          const Runs& runs)
       : args_(args), runs_(runs), ring_(&ring[0][0][lane]) {
     begin_run();
 #pragma unroll 1
@@ -51,18 +52,18 @@ class WeightStream {
 
  private:
   __device__ __forceinline__ void begin_run() {
-    left_ = runs_.empty() ? 0 : runs_.end() - runs_.begin();
+    left_ = runs_.empty() ? 0 : (runs_.end() - runs_.begin()) * kUnitBlocks;
     if (left_ == 0) return;
     constexpr unsigned kPerBlock = Layout::kBlockN / DecodeStorage<C>::kWarpN;
     const auto column = static_cast<unsigned>(runs_.column());
     const std::int64_t block = static_cast<std::int64_t>(column / kPerBlock) *
                                    (static_cast<unsigned>(args_.k_padded) / Layout::kBlockK) +
-                               runs_.begin();
+                               runs_.begin() * kUnitBlocks;
     const unsigned lane = threadIdx.x % 32;
     source_ = args_.qweight + block * kBlockWords + column % kPerBlock * (kTiles * 32) + lane;
   }
   const ForwardArguments& args_;
-  BlockRuns<kChunked> runs_;
+  Runs runs_;
   const uint4* source_;
   int left_, slot_ = 0;
   uint4* ring_;

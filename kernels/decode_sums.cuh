@@ -268,6 +268,21 @@ class DecodeAccumulator {
     }
   }
 
+  /// Writes the warp's totals [row][channel].
+  __device__ __forceinline__ void store(float (&sums)[C.tile_m][DecodeStorage<C>::kPitch],
+                                        int lane) const {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sums[8 * m + 2 * (lane % 4) + i % 2][16 * t + lane / 4 + 8 * (i / 2)] = total[t][m][i];
+        }
+      }
+    }
+  }
+
   float total[kTiles][kTilesM][4];
 
  private:

@@ -29,8 +29,8 @@ struct KernelLayout {
   static constexpr int kStepsPerBlock = 16 / WBits;        ///< steps in a lane's 16 bytes
   static constexpr int kBlockK = kStepK * kStepsPerBlock;  ///< 32, 64, 128, 256 for 8, 4, 2, 1 bits
   static constexpr int kWordsPerBlock = 512;
-  static constexpr int kAlignN = kBlockN;                ///< N is padded to a multiple of this
-  static constexpr int kAlignK = std::max(64, kBlockK);  ///< and K of this
+  static constexpr int kAlignN = kBlockN;                 ///< N is padded to a multiple of this
+  static constexpr int kAlignK = std::max(128, kBlockK);  ///< and K of this
 
   struct Coordinate {
     std::int64_t k, n;
@@ -92,7 +92,7 @@ constexpr int layout_block_k(int bits) noexcept {
 }
 /// kAlignK and kAlignN for a width known at run time.
 constexpr int layout_align_k(int bits) noexcept {
-  return std::max(64, 256 / bits);
+  return std::max(128, 256 / bits);
 }
 constexpr int layout_align_n(int /*bits*/) noexcept {
   return 64;

@@ -53,6 +53,7 @@ struct KernelConfig {
 
 /// Every kernel there is. Order within a family: growing tile_m.
 inline constexpr std::array kKernelTable{
+    KernelConfig{.tile_n = 64, .tile_m = 2, .warps_k = 8, .stages = 3, .ctas_per_sm = 2},
     KernelConfig{.tile_n = 64, .tile_m = 8, .warps_k = 8, .stages = 3, .ctas_per_sm = 2},
     KernelConfig{.tile_n = 32, .tile_m = 16, .warps_k = 8, .stages = 4, .ctas_per_sm = 2},
     KernelConfig{.tile_n = 32, .tile_m = 32, .warps_k = 8, .stages = 4, .ctas_per_sm = 1},
@@ -141,24 +142,39 @@ inline constexpr std::array kKernelTable{
 };
 inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 
-/// How the decode kernels cut K, in blocks of the kernel layout: into chunks whose x fits shared
-/// memory (mostly one), a chunk into a slice for every CTA of a cluster, a slice into a part for
-/// each of the warps that share it. All parts have the same size but the last, and maybe nothing.
-struct KSplit {
-  int blocks, warps, chunks, cluster, rank;
-  int part;  ///< blocks
+/// Whether a decode kernel multiplies x as digits, in 8-bit products (decode_digits.cuh).
+constexpr bool multiplies_digits(const KernelConfig& config) noexcept {
+  return config.tile_m <= 2;
+}
+/// The unit in which a decode kernel cuts K, columns.
+constexpr int decode_unit_k(const KernelConfig& config, int bits) noexcept {
+  return multiplies_digits(config) ? std::max(128, layout_block_k(bits)) : layout_block_k(bits);
+}
+/// Batch rows of a decode kernel's CTA. Digits of two groups that share a block of the layout take
+/// the place of a second row.
+constexpr int decode_tile_rows(const KernelConfig& config, int bits,
+                               std::int64_t group_columns) noexcept {
+  return multiplies_digits(config) && group_columns < layout_block_k(bits) ? 1 : config.tile_m;
+}
 
-  static constexpr KSplit of(int blocks, int warps, int chunks, int cluster, int rank = 0) {
+/// How the decode kernels cut K, in units of decode_unit_k: into chunks whose x fits shared memory
+/// (mostly one), a chunk into a slice for every CTA of a cluster, a slice into a part for each of
+/// the warps that share it. All parts have the same size but the last, and maybe nothing.
+struct KSplit {
+  int units, warps, chunks, cluster, rank;
+  int part;  ///< units
+
+  static constexpr KSplit of(int units, int warps, int chunks, int cluster, int rank = 0) {
     const int parts = warps * chunks * cluster;
-    return {blocks, warps, chunks, cluster, rank, (blocks + parts - 1) / parts};
+    return {units, warps, chunks, cluster, rank, (units + parts - 1) / parts};
   }
 
-  /// First block of a warp's part; of the next slice for warp == warps.
+  /// First unit of a warp's part; of the next slice for warp == warps.
   constexpr int part_begin(int chunk, int warp) const {
     const int begin = ((chunk * cluster + rank) * warps + warp) * part;
-    return begin < blocks ? begin : blocks;
+    return begin < units ? begin : units;
   }
-  /// Blocks of the largest slice.
+  /// Units of the largest slice.
   constexpr int slice() const { return warps * part; }
 };
 
@@ -174,8 +190,14 @@ constexpr int decode_row_slots(const KernelConfig& config, int rows) noexcept {
   return rows > 4 ? 8 : rows > 2 ? 4 : rows > 1 ? 2 : 1;
 }
 /// Bytes from row to row of its slice of x: eight rows are read together, from different banks.
-constexpr int decode_x_pitch(int bits, const KSplit& split) noexcept {
-  return split.slice() * (256 / bits) * 2 + 16;
+constexpr int decode_x_pitch(const KernelConfig& config, int bits, const KSplit& split) noexcept {
+  return split.slice() * decode_unit_k(config, bits) * 2 + 16;
+}
+/// Bytes of the slice: x, and where they are multiplied its four digits, a row of bytes each.
+constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int rows,
+                                          int x_pitch) noexcept {
+  const int digits = multiplies_digits(config) ? 4 * (x_pitch / 2 + 8) : 0;
+  return std::int64_t{x_pitch + digits} * decode_row_slots(config, rows);
 }
 /// Floats of a decode kernel's two inboxes for the sums of its cluster.
 constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warps_n,
@@ -200,7 +222,7 @@ constexpr bool shares_x(const KernelConfig& config) noexcept {
 
 /// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.
 constexpr int prefill_chunk_k(const KernelConfig& config, int bits) noexcept {
-  return shares_x(config) ? layout_align_k(bits) : std::max(128, layout_align_k(bits));
+  return shares_x(config) ? std::max(64, layout_block_k(bits)) : layout_align_k(bits);
 }
 
 /// What is to be computed: y [m, n] = x [m, k] w^T.

@@ -39,6 +39,11 @@ __device__ __forceinline__ void cp_async_16_zfill(void* shared, const void* sour
                : "memory");
 }
 
+/// Starts the way of a line of memory to the L2 cache.
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 /// Copies 16 bytes that are read once.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),

@@ -146,32 +146,82 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
 // Shared memory of a decode kernel's CTA.
 std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& config,
                                  const KSplit& split) {
-  const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m));
+  const int tile_rows = decode_tile_rows(config, problem.bits, problem.group_columns);
+  const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, tile_rows));
   const int warps_n = config.warps() / split.warps;
   return decode_storage_bytes(config) +
-         std::int64_t{decode_x_pitch(problem.bits, split)} * decode_row_slots(config, rows) +
+         decode_slice_bytes(config, rows, decode_x_pitch(config, problem.bits, split)) +
          std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
 }
 
-// Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Fitted to
-// a sweep of all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the
-// best in the mean: a lane's weights one after the other, by rows of the tile; what a second CTA on
-// the same multiprocessor slows them; what a tile costs that nothing hides, and what an exchange
-// within a cluster adds to it. Returns the estimate.
-double split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
-               Plan& plan) {
+// One way to split N and K for a decode kernel.
+struct DecodeSplit {
+  int cluster, warps_n, warps_k;
+  std::int64_t clusters;  // that walk over the tiles
+  std::int64_t rounds;    // tiles of each
+  std::int64_t per_sm;    // CTAs of a multiprocessor
+  double columns;         // of a warp, in a tile
+};
+
+// Cycles that the decode kernels of 16-bit products take; good for comparing. Fitted to a sweep of
+// all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the best in the
+// mean: a lane's weights one after the other, by rows of the tile; what a second CTA on the same
+// multiprocessor slows them; what a tile costs that nothing hides, and what an exchange within a
+// cluster adds to it.
+double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
+                         const DecodeSplit& split) {
   constexpr double kStart = 6300;
   constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
                    kStagedBytesPerCycle = 67;
-  const auto exchange_cycles = [](int cluster) {
-    return cluster == 1 ? 0.0 : cluster == 2 ? 230.0 : 190.0 * cluster;
-  };
-  const KernelConfig& config = plan.config();
-  const std::int64_t columns = problem.n_padded / config.tile_n;
-  const int block = layout_block_k(problem.bits);
-  const auto blocks = static_cast<int>(problem.k_padded / block);
+  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 230 : 190 * split.cluster;
   const int slots =
       decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
+  const auto rounds = static_cast<double>(split.rounds);
+  const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
+                            kWeightCyclesPerRow * (split.per_sm > 1 ? kSecondCta : 1);
+  const double staged = split.columns * split.warps_k * 2 * slots *
+                        static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
+  return kStart + rounds * (multiplied + kTileCycles + exchange) +
+         staged * (chunks > 1 ? rounds : 1);
+}
+
+// The same of the kernel of 8-bit products (in the mean 3.4 % slower than the best): products and
+// reading the weights, which overlap for the most part; making the digits of x.
+double estimate_digits(const Problem& problem, const DeviceTraits& device,
+                       const DecodeSplit& split) {
+  constexpr double kStart = 5340, kTileCycles = 15, kTileWarpCycles = 27;
+  constexpr double kAloneCycles = 6.1, kSharedCycles = 8;  // of a warp for 64 channels x 1 column
+  constexpr double kReadBytesPerCycle = 25.6, kIdleShare = 0.12;
+  constexpr double kDigitStart = 440, kDigitCycles = 0.07;
+  const double work = problem.bits == 8   ? 1.5
+                      : problem.bits == 4 ? 1.06
+                      : problem.bits == 2 ? 0.8
+                                          : 0.68;
+  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 108 : 176 * split.cluster;
+  const auto rounds = static_cast<double>(split.rounds);
+  const auto per_sm = static_cast<double>(split.per_sm);
+  const double columns = rounds * split.columns;
+  const double alone = columns * work * kAloneCycles,
+               shared = columns * work * kSharedCycles * per_sm;
+  // Multiprocessors without work leave the others more of the memory.
+  const double busy = static_cast<double>(split.clusters) * split.cluster / device.sm_count;
+  const double read = columns * per_sm * 64 * problem.bits / kReadBytesPerCycle *
+                      std::min(1.0, busy / per_sm + kIdleShare);
+  const auto cube = [](double value) { return value * value * value; };
+  return kStart + std::cbrt(cube(alone) + cube(shared) + cube(read)) +
+         rounds * (kTileCycles + kTileWarpCycles * split.warps_n + exchange) +
+         (kDigitStart + kDigitCycles * split.columns * split.warps_k) *
+             static_cast<double>(problem.m) * per_sm;
+}
+
+// Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Returns
+// the estimate; the plan's grid is empty if x fits no way.
+double split_k(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+               Plan& plan) {
+  const KernelConfig& config = plan.config();
+  const std::int64_t columns = problem.n_padded / config.tile_n;
+  const int unit = decode_unit_k(config, problem.bits);
+  const auto units = static_cast<int>(problem.k_padded / unit);
   double best = std::numeric_limits<double>::infinity();
   for (const int warps_n : kWarpsN) {
     for (const int cluster : kDecodeClusters) {
@@ -181,12 +231,12 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       const int warps_k = config.warps() / warps_n;
       int chunks = 1;
       std::int64_t shared = 0;
-      const auto split = [&] { return KSplit::of(blocks, warps_k, chunks, cluster); };
+      const auto split = [&] { return KSplit::of(units, warps_k, chunks, cluster); };
       const auto fits = [&] {
         shared = decode_shared_bytes(problem, config, split());
         return shared <= device.shared_bytes_per_block;
       };
-      while (!fits() && split().part > 1) ++chunks;
+      while (!multiplies_digits(config) && !fits() && split().part > 1) ++chunks;
       if (!fits()) continue;  // with fewer warps along K it does
       const std::int64_t resident = std::min<std::int64_t>(
           config.ctas_per_sm,
@@ -195,14 +245,16 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       const std::int64_t clusters = std::clamp<std::int64_t>(
           resident_clusters(device, {.split = cluster}) * resident / plan.grid_m, 1, tiles);
       const std::int64_t per_sm = ceil_div(clusters * cluster * plan.grid_m, device.sm_count);
-      const auto rounds = static_cast<double>(ceil_div(tiles, clusters));
-      const double run = split().part * static_cast<double>(chunks) * block;
-      const double multiplied = run * config.tile_n / 32 * config.tile_m * kWeightCyclesPerRow *
-                                (per_sm > 1 ? kSecondCta : 1);
-      const double staged =
-          run * warps_k * 2 * slots * static_cast<double>(per_sm) / kStagedBytesPerCycle;
-      const double cycles = rounds * (multiplied + kTileCycles + exchange_cycles(cluster)) +
-                            staged * (chunks > 1 ? rounds : 1);
+      const DecodeSplit way{cluster,
+                            warps_n,
+                            warps_k,
+                            clusters,
+                            ceil_div(tiles, clusters),
+                            per_sm,
+                            split().part * static_cast<double>(chunks) * unit};
+      const double cycles = multiplies_digits(config)
+                                ? estimate_digits(problem, device, way)
+                                : estimate_products(problem, config, chunks, way);
       if (cycles >= best) continue;
       best = cycles;
       plan.cluster = cluster;
@@ -212,7 +264,21 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       plan.grid_n = static_cast<unsigned>(clusters * cluster);
     }
   }
-  return kStart + best;
+  return best;
+}
+
+// Whether the kernel of 8-bit products is the best for few rows, and x and its digits fit shared
+// memory. With two rows it is ahead below 4 bits, unless each takes the place of both.
+bool wants_digits(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+                  const KernelConfig& config) {
+  const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
+  if (problem.m > (problem.bits < 4 ? rows : 1)) return false;
+  const int cluster = options.cluster != -1     ? options.cluster
+                      : runs_sm90a_code(device) ? kDecodeClusters.back()
+                                                : 1;
+  const auto units = static_cast<int>(problem.k_padded / decode_unit_k(config, problem.bits));
+  return decode_shared_bytes(problem, config, KSplit::of(units, config.warps(), 1, cluster)) <=
+         device.shared_bytes_per_block;
 }
 
 // Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, and on
@@ -221,15 +287,17 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   const bool hopper = runs_sm90a_code(device);
   const bool few_rows = problem.m <= (hopper ? kDecodeRowsOnHopper : kDecodeRows);
-  int decode = -1, prefill = -1;
+  int decode = -1, decode_rows = 0, prefill = -1;
   double cycles = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
     if (!is_available(config, device)) continue;
     if (few_rows && config.family != KernelFamily::decode) continue;
     if (config.family == KernelFamily::decode) {
-      if (decode == -1 || kKernelTable[static_cast<std::size_t>(decode)].tile_m < problem.m) {
+      if (multiplies_digits(config) && !wants_digits(problem, device, options, config)) continue;
+      if (decode == -1 || decode_rows < problem.m) {
         decode = i;
+        decode_rows = decode_tile_rows(config, problem.bits, problem.group_columns);
       }
     } else if (config.isa == Isa::sm90a) {
       const Candidate candidate = best_cluster(config, problem, device, options);
@@ -313,7 +381,10 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                             device.sm90a_code ? "" : ", the build has no code for 90a"));
   }
   const KernelConfig& config = result.config();
-  const std::int64_t grid_m = ceil_div(problem.m, config.tile_m);
+  const int tile_rows = config.family == KernelFamily::decode
+                            ? decode_tile_rows(config, problem.bits, problem.group_columns)
+                            : config.tile_m;
+  const std::int64_t grid_m = ceil_div(problem.m, tile_rows);
   result.gathers = problem.gathers;
   // Kernels wait for their predecessor only in code for 9.0.
   result.programmatic = options.programmatic && runs_sm90a_code(device);
@@ -324,7 +395,7 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
   if (grid_m > kMaxGridM) {
     throw Error(ErrorCode::unsupported,
                 fmt::format("plan: batch is {}, {} takes at most {} rows", problem.m,
-                            to_string(config), kMaxGridM * config.tile_m));
+                            to_string(config), kMaxGridM * tile_rows));
   }
   if (config.family == KernelFamily::decode) {
     if (options.cluster != -1 && std::find(kDecodeClusters.begin(), kDecodeClusters.end(),
@@ -340,13 +411,18 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                       "90a; the device has {}",
                       options.cluster, device.compute_capability));
     }
-    result.grid_m = static_cast<unsigned>(ceil_div(planned.m, config.tile_m));
+    result.grid_m = static_cast<unsigned>(ceil_div(planned.m, tile_rows));
     split_k(planned, device, options, result);
     if (result.grid_n == 0) {
       // So many warps along K would leave some without work: let the plan choose how many.
       ForwardOptions relaxed = options;
       relaxed.warps_n = -1;
       split_k(planned, device, relaxed, result);
+    }
+    if (result.grid_n == 0) {
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("plan: {} columns of x do not fit the shared memory of {}",
+                              problem.k_padded, to_string(config)));
     }
   } else {
     result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));

@@ -274,38 +274,42 @@ void CudaBackend::prepare(StreamRef stream) {
 
 kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Matrix& y,
                                                  const Plan& plan) const {
-  const auto split = KSplit::of(static_cast<int>(order_.k_padded) / layout_block_k(bits_),
-                                plan.config().warps() / plan.warps_n, plan.chunks, plan.cluster);
+  const KernelConfig& config = plan.config();
+  const auto split = KSplit::of(static_cast<int>(order_.k_padded) / decode_unit_k(config, bits_),
+                                config.warps() / plan.warps_n, plan.chunks, plan.cluster);
+  const int tile_rows = decode_tile_rows(config, bits_, order_.group_columns);
   const auto log2 = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };
   const bool one_group = order_.group_columns >= order_.k_padded;
-  return {
-      .x = x.data,
-      .ldx = x.ld,
-      .y = y.data,
-      .ldy = y.ld,
-      .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
-      .scales = parameters_.scales.data(),
-      .zeros = parameters_.narrow_zeros.empty() ? static_cast<const void*>(parameters_.zeros.data())
-                                                : parameters_.narrow_zeros.data(),
-      .affine_zeros = parameters_.affine_zeros.data(),
-      .bias = parameters_.bias.data(),
-      .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
-      .m = static_cast<int>(x.rows),
-      .n = static_cast<int>(n()),
-      .k = static_cast<int>(k()),
-      .k_padded = static_cast<int>(order_.k_padded),
-      .n_padded = static_cast<int>(n_padded()),
-      .group_shift =
-          one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
-      .scales_are_bf16 = scale_dtype_ == DType::bf16,
-      .chunks = plan.chunks,
-      .part = split.part,
-      .x_pitch = decode_x_pitch(bits_, split),
-      .cluster_shift = log2(plan.cluster),
-      .warps_n_shift = log2(plan.warps_n),
-      .slots_shift = log2(decode_row_slots(
-          plan.config(), static_cast<int>(std::min<std::int64_t>(x.rows, plan.config().tile_m)))),
-      .column_stride = static_cast<int>(plan.grid_n) / plan.cluster * plan.warps_n};
+  return {.x = x.data,
+          .ldx = x.ld,
+          .y = y.data,
+          .ldy = y.ld,
+          .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
+          .scales = parameters_.scales.data(),
+          .zeros = parameters_.narrow_zeros.empty()
+                       ? static_cast<const void*>(parameters_.zeros.data())
+                       : parameters_.narrow_zeros.data(),
+          .affine_zeros = parameters_.affine_zeros.data(),
+          .bias = parameters_.bias.data(),
+          .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
+          .m = static_cast<int>(x.rows),
+          .n = static_cast<int>(n()),
+          .k = static_cast<int>(k()),
+          .k_padded = static_cast<int>(order_.k_padded),
+          .n_padded = static_cast<int>(n_padded()),
+          .group_shift =
+              one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
+          .scales_are_bf16 = scale_dtype_ == DType::bf16,
+          .programmatic = false,
+          .chunks = plan.chunks,
+          .part = split.part,
+          .x_pitch = decode_x_pitch(config, bits_, split),
+          .cluster_shift = log2(plan.cluster),
+          .warps_n_shift = log2(plan.warps_n),
+          .slots_shift = log2(decode_row_slots(
+              config, static_cast<int>(std::min<std::int64_t>(x.rows, tile_rows)))),
+          .tile_rows = tile_rows,
+          .column_stride = static_cast<int>(plan.grid_n) / plan.cluster * plan.warps_n};
 }
 
 void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
@@ -333,6 +337,7 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
     // The kernel waits for the gather in any case, so it may always start beside it.
     launch.programmatic = runs_sm90a_code(traits_);
   }
+  args.programmatic = launch.programmatic;
   check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype).launch(args, launch),
              "forward kernel launch");
 }

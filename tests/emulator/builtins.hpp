@@ -68,6 +68,23 @@ Value __shfl_xor_sync(unsigned mask, Value value, int bits) {
   return __shfl_sync(mask, value, mpq::emulator::lane() ^ bits);
 }
 
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  struct Lane {
+    unsigned value, result;
+  } lane{value, 0};
+  mpq::emulator::collective("__reduce_max_sync", lane, [](const auto& all) {
+    unsigned most = 0;
+    for (auto* each : all) most = std::max(most, each->value);
+    for (auto* each : all) each->result = most;
+  });
+  return lane.result;
+}
+
+inline int __float2int_rn(float value) {  // saturates; 0 for NaN
+  if (std::isnan(value)) return 0;
+  return static_cast<int>(
+      std::clamp(std::nearbyint(static_cast<double>(value)), -0x1p31, 0x1p31 - 1));
+}
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fma(a, b, c);
 }

@@ -106,7 +106,7 @@ TEST_CASE("regular groups need no gather and little padding") {
   }
   CHECK(order_columns(4, 4096, 128, {}).group_columns == 128);
   CHECK(order_columns(4, 4096, 48, {}).group_columns == 16);  // 48 is no power of two
-  CHECK(order_columns(4, 160, 128, {}).k_padded == 192);      // ragged: to the layout's 64 only
+  CHECK(order_columns(4, 160, 128, {}).k_padded == 256);      // ragged: to the layout's 128
   CHECK(order_columns(1, 4096, 100, {}).gathers());
   // Act-order as GPTQ makes it keeps whole groups.
   std::vector<std::int32_t> g_idx(4096);

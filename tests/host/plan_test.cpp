@@ -12,7 +12,7 @@ constexpr DeviceTraits kHopper{.compute_capability = 90, .sm_count = 132};
 
 Problem problem(std::int64_t m, std::int64_t n = 8192, std::int64_t k = 8192) {
   return {
-      .bits = 4, .m = m, .n = n, .k = k, .n_padded = round_up(n, 64), .k_padded = round_up(k, 64)};
+      .bits = 4, .m = m, .n = n, .k = k, .n_padded = round_up(n, 64), .k_padded = round_up(k, 128)};
 }
 
 TEST_CASE("the plan covers every row and channel") {
@@ -48,6 +48,37 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
   const Plan ampere = plan(problem(4096), {.compute_capability = 80, .sm_count = 108});
   CHECK(ampere.config().isa == Isa::sm80);
   CHECK(ampere.config().tile_m == 128);
+}
+
+TEST_CASE("one row, and two of narrow weights, are multiplied as digits where they fit") {
+  const auto rows = [](const Problem& problem, const DeviceTraits& device = kHopper) {
+    const Plan chosen = plan(problem, device);
+    CHECK(chosen.chunks == 1);
+    return chosen.config().tile_m;
+  };
+  CHECK(rows(problem(1)) == 2);
+  CHECK(rows(problem(2)) == 8);
+  Problem narrow = problem(2);
+  narrow.bits = 2;
+  CHECK(rows(narrow) == 2);
+  // Two groups in a block of 256 columns leave room for one row.
+  narrow.bits = 1;
+  CHECK(rows(narrow) == 8);
+  narrow.group_columns = 256;
+  CHECK(rows(narrow) == 2);
+  narrow.group_columns = 128;
+  narrow.m = 1;
+  CHECK(rows(narrow) == 2);
+  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 1);
+  narrow.m = 3;
+  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 3);
+
+  const DeviceTraits small{
+      .compute_capability = 89, .sm_count = 128, .shared_bytes_per_block = 99 << 10};
+  CHECK(rows(problem(1, 4096, 4096), small) == 2);
+  CHECK(plan(problem(1, 4096, 28672), small).config().tile_m == 8);
+  CHECK(refuses([&] { plan(problem(1, 4096, 28672), small, {.kernel = 0}); },
+                ErrorCode::unsupported, "28672 columns"));
 }
 
 TEST_CASE("clusters and programmatic launch need Hopper's machine code") {
@@ -135,7 +166,7 @@ TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;
     for (const std::int64_t m : {1, 64, 200, 5000}) {
-      for (const std::int64_t k : {64, 320, 8192}) {
+      for (const std::int64_t k : {128, 384, 8192}) {
         for (const int multicast : {-1, 1, 2}) {
           for (const int split : {-1, 1, 2, 3, 4}) {
             const std::int64_t chunks = ceil_div(k, prefill_chunk_k(config, problem(m).bits));
@@ -162,7 +193,7 @@ TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
 
 TEST_CASE("plans and kernels print themselves") {
   CHECK(to_string(plan(problem(0), kHopper)) == "nothing to do");
-  CHECK(to_string(plan(problem(1), kHopper)).starts_with("decode sm80 64x8 warps 1x1x8"));
+  CHECK(to_string(plan(problem(1), kHopper)).starts_with("decode sm80 64x2 warps 1x1x8"));
   CHECK(to_string(plan(problem(1), kHopper, {.cluster = 4})).ends_with("cluster 4"));
   Problem gathered = problem(1);
   gathered.gathers = true;

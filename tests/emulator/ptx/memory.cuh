@@ -26,6 +26,7 @@ inline void cp_async_16_zfill(void* shared, const void* source, int bytes) {
     if (bytes > 0) std::memcpy(shared, source, static_cast<std::size_t>(bytes));
   });
 }
+inline void prefetch_l2(const void*) {}
 inline void cp_async_16(void* shared, const void* source) {
   cp_async_16_zfill(shared, source, 16);
 }

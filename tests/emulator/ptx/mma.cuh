@@ -1,5 +1,5 @@
 #pragma once
-// Emulated: mma.m16n8k16. Products are exact, sums are in float64 and rounded to float32 at the
+// Emulated: mma.sync. Products are exact, sums of floats in float64 and rounded to float32 at the
 // end.
 
 #include <cstdint>
@@ -43,6 +43,43 @@ void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
         double sum = all[i]->d[e];
         for (int k = 0; k < 16; ++k) sum += wide_a[row][k] * wide_b[k][column];
         all[i]->d[e] = static_cast<float>(sum);
+      }
+    }
+  });
+}
+
+inline void mma_m16n8k32_u8s8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                              std::uint32_t b1, const int (&c)[4]) {
+  struct Lane {
+    int* d;
+    const std::uint32_t* a;
+    std::uint32_t b[2];
+    const int* c;
+  } lane{d, a, {b0, b1}, c};
+  emulator::collective("mma", lane, [](const auto& all) {
+    int wide_a[16][32], wide_b[32][8];
+    for (int i = 0; i < 32; ++i) {
+      for (int e = 0; e < 4; ++e) {
+        for (int byte = 0; byte < 4; ++byte) {
+          wide_a[i / 4 + 8 * (e % 2)][4 * (i % 4) + byte + 16 * (e / 2)] =
+              static_cast<std::uint8_t>(all[i]->a[e] >> (8 * byte));
+        }
+      }
+      for (int e = 0; e < 2; ++e) {
+        for (int byte = 0; byte < 4; ++byte) {
+          wide_b[4 * (i % 4) + byte + 16 * e][i / 4] =
+              static_cast<std::int8_t>(all[i]->b[e] >> (8 * byte));
+        }
+      }
+    }
+    for (int i = 0; i < 32; ++i) {
+      for (int e = 0; e < 4; ++e) {
+        const int row = i / 4 + 8 * (e / 2), column = 2 * (i % 4) + e % 2;
+        auto sum = static_cast<std::uint32_t>(all[i]->c[e]);  // wraps, as the device does
+        for (int k = 0; k < 32; ++k) {
+          sum += static_cast<std::uint32_t>(wide_a[row][k] * wide_b[k][column]);
+        }
+        all[i]->d[e] = static_cast<int>(sum);
       }
     }
   });
