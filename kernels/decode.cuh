@@ -1,6 +1,6 @@
 #pragma once
 // Decode: few batch rows at the speed of reading the weights. y^T = W x^T with mma.m16n8k16, the
-// weights as operand A.
+// weights as operand A. (One or two rows: decode_digits.cuh, in the same frame.)
 //
 //   grid     clusters of CTAs, persistent over tiles of channels; a warp has kWarpN channels beside
 //            those of warps_n - 1 others, and splits K with the CTA's other warps and the cluster
@@ -180,7 +180,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   reduction.leave();
 }
 
-/// One row of kKernelTable. Grid: x = clusters * CTAs of a cluster, y = tiles of batch rows.
+/// One row of kKernelTable; its instructions follow from its tile. Grid: x = clusters * CTAs of a cluster, y = tiles of batch rows.
 template <int WBits, DType T, int Row>
 __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row].ctas_per_sm)
     decode(const __grid_constant__ ForwardArguments args) {

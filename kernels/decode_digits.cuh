@@ -217,11 +217,12 @@ class DigitParameters {
   __device__ __forceinline__ void advance() {
     if (left_ == 0) return;
     const std::uint32_t at = scales_at(column_), zeros_at = this->zeros_at(column_);
-    load<kTiles>(scales_, args_.scales + at);
+    load_words<kTiles>(scales_, args_.scales + at);
     if (affine()) {
-      load<2 * kTiles>(zeros_, args_.affine_zeros + at);
+      load_words<2 * kTiles>(zeros_, args_.affine_zeros + at);
     } else {
-      load<kWide ? 4 : 2>(zeros_, static_cast<const ZeroCode<WBits>*>(args_.zeros) + zeros_at);
+      load_words<kWide ? 4 : 2>(zeros_,
+                                static_cast<const ZeroCode<WBits>*>(args_.zeros) + zeros_at);
     }
     if (halves_) {
       column_ += 16 * kEnd;
@@ -264,19 +265,6 @@ class DigitParameters {
       }
     }
     column_ = first + (halves_ && lane_ % 4 >= 2 ? Shape::kHalfK : 0);
-  }
-  template <int kWords>
-  static __device__ __forceinline__ void load(std::uint32_t* words, const void* from) {
-    if constexpr (kWords % 4 == 0) {
-#pragma unroll
-      for (int i = 0; i < kWords; i += 4) {
-        const uint4 v = __ldg(static_cast<const uint4*>(from) + i / 4);
-        words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
-      }
-    } else {
-      const uint2 v = __ldg(static_cast<const uint2*>(from));
-      words[0] = v.x, words[1] = v.y;
-    }
   }
   const ForwardArguments& args_;
   UnitRuns runs_;

@@ -12,6 +12,23 @@
 
 namespace mpq::kernels {
 
+/// kWords words that are read once a group: 1, 2, or 4 at a time.
+template <int kWords>
+__device__ __forceinline__ void load_words(std::uint32_t* words, const void* from) {
+  if constexpr (kWords % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4 v = __ldg(static_cast<const uint4*>(from) + i / 4);
+      words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+    }
+  } else if constexpr (kWords == 2) {
+    const uint2 v = __ldg(static_cast<const uint2*>(from));
+    words[0] = v.x, words[1] = v.y;
+  } else {
+    words[0] = __ldg(static_cast<const std::uint32_t*>(from));
+  }
+}
+
 /// A lane's way through the weights, a ring of copies ahead of where it computes. kUnitBlocks: of
 /// decode_unit_k.
 template <int WBits, KernelConfig C, class Runs, int kUnitBlocks>
@@ -129,12 +146,12 @@ class ParameterStream {
   __device__ __forceinline__ void advance() {
     if (left_ == 0) return;
     constexpr int kAffineWords = kGeneral ? 2 * kTiles : Parameters::kZeroWords;
-    load<kTiles>(ahead_.scales, args_.scales + at_);
+    load_words<kTiles>(ahead_.scales, args_.scales + at_);
     if (affine()) {
-      load<kAffineWords>(ahead_.zeros, args_.affine_zeros + at_);
+      load_words<kAffineWords>(ahead_.zeros, args_.affine_zeros + at_);
     } else {
-      load<Parameters::kZeroWords>(ahead_.zeros,
-                                   static_cast<const ZeroCode<WBits>*>(args_.zeros) + zero_at_);
+      load_words<Parameters::kZeroWords>(
+          ahead_.zeros, static_cast<const ZeroCode<WBits>*>(args_.zeros) + zero_at_);
     }
     at_ += static_cast<std::uint32_t>(args_.n_padded);
     zero_at_ += static_cast<std::uint32_t>(args_.zeros_stride);
@@ -161,21 +178,6 @@ class ParameterStream {
   }
   __device__ __forceinline__ bool affine() const {
     return kGeneral && args_.affine_zeros != nullptr;
-  }
-  template <int kWords>
-  static __device__ __forceinline__ void load(std::uint32_t* words, const void* from) {
-    if constexpr (kWords % 4 == 0) {
-#pragma unroll
-      for (int i = 0; i < kWords; i += 4) {
-        const uint4 v = __ldg(static_cast<const uint4*>(from) + i / 4);
-        words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
-      }
-    } else if constexpr (kWords == 2) {
-      const uint2 v = __ldg(static_cast<const uint2*>(from));
-      words[0] = v.x, words[1] = v.y;
-    } else {
-      words[0] = __ldg(static_cast<const std::uint32_t*>(from));
-    }
   }
   const ForwardArguments& args_;
   BlockRuns<kGeneral> runs_;

@@ -157,10 +157,10 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
 // One way to split N and K for a decode kernel.
 struct DecodeSplit {
   int cluster, warps_n, warps_k;
-  std::int64_t clusters;  // that walk over the tiles
-  std::int64_t rounds;    // tiles of each
-  std::int64_t per_sm;    // CTAs of a multiprocessor
-  double columns;         // of a warp, in a tile
+  std::int64_t tiles;
+  std::int64_t rounds;  // tiles of a cluster
+  std::int64_t per_sm;  // CTAs of a multiprocessor
+  double columns;       // of a warp, in a tile
 };
 
 // Cycles that the decode kernels of 16-bit products take; good for comparing. Fitted to a sweep of
@@ -185,33 +185,30 @@ double estimate_products(const Problem& problem, const KernelConfig& config, int
          staged * (chunks > 1 ? rounds : 1);
 }
 
-// The same of the kernel of 8-bit products (in the mean 3.4 % slower than the best): products and
-// reading the weights, which overlap for the most part; making the digits of x.
+// The same of the kernel of 8-bit products (met within 7 %, in the mean 2.3 % slower than the
+// best): products and making the digits of x on the busiest multiprocessor, and reading the
+// weights, which all share; the two overlap for the most part.
 double estimate_digits(const Problem& problem, const DeviceTraits& device,
                        const DecodeSplit& split) {
-  constexpr double kStart = 5340, kTileCycles = 15, kTileWarpCycles = 27;
-  constexpr double kAloneCycles = 6.1, kSharedCycles = 8;  // of a warp for 64 channels x 1 column
-  constexpr double kReadBytesPerCycle = 25.6, kIdleShare = 0.12;
-  constexpr double kDigitStart = 440, kDigitCycles = 0.07;
-  const double work = problem.bits == 8   ? 1.5
-                      : problem.bits == 4 ? 1.06
-                      : problem.bits == 2 ? 0.8
-                                          : 0.68;
-  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 108 : 176 * split.cluster;
-  const auto rounds = static_cast<double>(split.rounds);
-  const auto per_sm = static_cast<double>(split.per_sm);
-  const double columns = rounds * split.columns;
-  const double alone = columns * work * kAloneCycles,
-               shared = columns * work * kSharedCycles * per_sm;
-  // Multiprocessors without work leave the others more of the memory.
-  const double busy = static_cast<double>(split.clusters) * split.cluster / device.sm_count;
-  const double read = columns * per_sm * 64 * problem.bits / kReadBytesPerCycle *
-                      std::min(1.0, busy / per_sm + kIdleShare);
-  const auto cube = [](double value) { return value * value * value; };
-  return kStart + std::cbrt(cube(alone) + cube(shared) + cube(read)) +
-         rounds * (kTileCycles + kTileWarpCycles * split.warps_n + exchange) +
-         (kDigitStart + kDigitCycles * split.columns * split.warps_k) *
-             static_cast<double>(problem.m) * per_sm;
+  constexpr double kStart = 5160, kTileCycles = 664, kTileWarpCycles = 7, kAlone = 1.076;
+  constexpr double kDigitStart = 350, kDigitCycles = 0.092;
+  constexpr double kReadBytesPerCycle = 18.4, kIdleShare = 0.1;
+  // Of a multiprocessor for 64 channels x 8 columns.
+  const double work = problem.bits == 8   ? 9.6
+                      : problem.bits == 4 ? 7.84
+                      : problem.bits == 2 ? 7.12
+                                          : 5.76;
+  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 47 : 212 * split.cluster;
+  const double mean = static_cast<double>(split.tiles) * split.cluster / device.sm_count;
+  const double most = std::max(std::ceil(mean), static_cast<double>(split.rounds));
+  const double digits = (kDigitStart + kDigitCycles * split.columns * split.warps_k) *
+                        static_cast<double>(problem.m * split.per_sm);
+  const double multiplied =
+      (most * (split.columns * work + kTileCycles + kTileWarpCycles * split.warps_n) + digits) *
+      (split.per_sm == 1 ? kAlone : 1);
+  const double read =
+      (mean + kIdleShare * (most - mean)) * split.columns * 64 * problem.bits / kReadBytesPerCycle;
+  return kStart + std::cbrt(multiplied * multiplied * multiplied + read * read * read) + exchange;
 }
 
 // Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Returns
@@ -248,7 +245,7 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       const DecodeSplit way{cluster,
                             warps_n,
                             warps_k,
-                            clusters,
+                            tiles,
                             ceil_div(tiles, clusters),
                             per_sm,
                             split().part * static_cast<double>(chunks) * unit};
@@ -268,11 +265,12 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
 }
 
 // Whether the kernel of 8-bit products is the best for few rows, and x and its digits fit shared
-// memory. With two rows it is ahead below 4 bits, unless each takes the place of both.
+// memory. With 8 bits there is little to gain but for its start, which takes longer; with two rows
+// it is ahead below 4 bits, unless each takes the place of both.
 bool wants_digits(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
                   const KernelConfig& config) {
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-  if (problem.m > (problem.bits < 4 ? rows : 1)) return false;
+  if (problem.bits == 8 || problem.m > (problem.bits < 4 ? rows : 1)) return false;
   const int cluster = options.cluster != -1     ? options.cluster
                       : runs_sm90a_code(device) ? kDecodeClusters.back()
                                                 : 1;

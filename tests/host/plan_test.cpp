@@ -50,7 +50,7 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
   CHECK(ampere.config().tile_m == 128);
 }
 
-TEST_CASE("one row, and two of narrow weights, are multiplied as digits where they fit") {
+TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits where they fit") {
   const auto rows = [](const Problem& problem, const DeviceTraits& device = kHopper) {
     const Plan chosen = plan(problem, device);
     CHECK(chosen.chunks == 1);
@@ -58,6 +58,9 @@ TEST_CASE("one row, and two of narrow weights, are multiplied as digits where th
   };
   CHECK(rows(problem(1)) == 2);
   CHECK(rows(problem(2)) == 8);
+  Problem wide = problem(1);
+  wide.bits = 8;
+  CHECK(rows(wide) == 8);
   Problem narrow = problem(2);
   narrow.bits = 2;
   CHECK(rows(narrow) == 2);
