@@ -180,7 +180,8 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   reduction.leave();
 }
 
-/// One row of kKernelTable; its instructions follow from its tile. Grid: x = clusters * CTAs of a cluster, y = tiles of batch rows.
+/// One row of kKernelTable; its instructions follow from its tile. Grid: x = clusters * CTAs of a
+/// cluster, y = tiles of batch rows.
 template <int WBits, DType T, int Row>
 __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row].ctas_per_sm)
     decode(const __grid_constant__ ForwardArguments args) {
