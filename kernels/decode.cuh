@@ -64,7 +64,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
 
   const int rows = min(args.m - m0, C.tile_m);
   ActivationSlice<C> x(args, storage, slice, m0, rows);
-  float* inbox = reinterpret_cast<float*>(slice + args.x_pitch * decode_row_slots(C, args.m));
+  float* inbox = reinterpret_cast<float*>(slice + decode_slice_bytes(C, args.m, args.x_pitch));
   TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0, rows);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {

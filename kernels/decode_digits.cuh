@@ -33,8 +33,8 @@ template <int WBits>
 struct DigitShape {
   using Layout = KernelLayout<WBits>;
   static constexpr int kBlockProducts = 8 / WBits;
-  static constexpr int kUnitBlocks = Layout::kBlockK < 128 ? 128 / Layout::kBlockK : 1;
-  static constexpr int kUnitK = kUnitBlocks * Layout::kBlockK;
+  static constexpr int kUnitK = Layout::kAlignK;  // decode_unit_k
+  static constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
   static constexpr int kUnitProducts = kUnitBlocks * kBlockProducts;
   static constexpr int kHalfK = Layout::kBlockK / 2;
   /// Of the codes that a product takes from a word.
@@ -50,7 +50,7 @@ struct DigitShape {
 /// A row's part of K as fixed-point numbers, value * 2^raise, below 2^30.
 template <DType T>
 struct FixedPoint {
-  static constexpr int kMantissaBits = T == DType::f16 ? 10 : 7, kBias = T == DType::f16 ? 15 : 127;
+  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits, kBias = Half2Of<T>::kBias;
   static constexpr int kMostExponent = T == DType::f16 ? 31 : 255;  // infinities and NaN
   static constexpr int kMostFactor = 100;                           // log2 of one float32 factor
   int raise = 0;
@@ -68,22 +68,17 @@ struct FixedPoint {
   }
   /// The two factors of 2^(raise - position).
   __device__ __forceinline__ float first(int position) const {
-    return T == DType::f16 ? power(raise - position) : power(min(raise, kMostFactor));
+    return T == DType::f16 ? float_power(raise - position) : float_power(min(raise, kMostFactor));
   }
   __device__ __forceinline__ float second(int position) const {
-    return T == DType::f16 ? 1.f : power(max(raise - kMostFactor, 0) - position);
+    return T == DType::f16 ? 1.f : float_power(max(raise - kMostFactor, 0) - position);
   }
   /// The factors of 2^-raise; NaN if an element of x was not finite.
   __device__ __forceinline__ float lower_first() const {
-    return finite ? power(-min(raise, kMostFactor)) : __uint_as_float(0x7fc00000u);
+    return finite ? float_power(-min(raise, kMostFactor)) : __uint_as_float(0x7fc00000u);
   }
   __device__ __forceinline__ float lower_second() const {
-    return T == DType::f16 ? 1.f : power(-max(raise - kMostFactor, 0));
-  }
-
- private:
-  static __device__ __forceinline__ float power(int exponent) {  // -126 ... 127
-    return __uint_as_float(static_cast<std::uint32_t>(exponent + 127) << 23);
+    return T == DType::f16 ? 1.f : float_power(-max(raise - kMostFactor, 0));
   }
 };
 
@@ -97,7 +92,7 @@ class DigitSlice {
       : x_(slice),
         digits_(slice + (args.x_pitch << args.slots_shift)),
         x_pitch_(args.x_pitch),
-        pitch_(args.x_pitch / 2 + 8) {}
+        pitch_(decode_digit_pitch(args.x_pitch)) {}
 
   /// Of `row` and the columns [first, first + columns), a warp's part: what they are multiplied by.
   __device__ __forceinline__ FixedPoint<T> fixed_point(int row, int first, int columns,
@@ -180,12 +175,11 @@ class UnitRuns {
 };
 
 /// A lane's way through scales and zeros, ahead by the sums of kEnd products.
-template <int WBits, int kEnd>
+template <int WBits, DType T, int kEnd>
 class DigitParameters {
  public:
-  static constexpr int kTiles = 4;
   using Shape = DigitShape<WBits>;
-  static constexpr bool kWide = sizeof(ZeroCode<WBits>) == 2;
+  using Parameters = LaneParameters<WBits, T, 4, true>;
 
   __device__ __forceinline__ DigitParameters(const ForwardArguments& args, const UnitRuns& runs,
                                              bool halves, int lane)
@@ -194,36 +188,11 @@ class DigitParameters {
     advance();
   }
   /// Of the sums that end next.
-  __device__ __forceinline__ void scales(float (&scale)[2 * kTiles]) const {
-#pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) {
-      const auto bits = static_cast<std::uint16_t>(scales_[i / 2] >> (16 * (i % 2)));
-      scale[i] = scale_to_float(bits, args_.scales_are_bf16);
-    }
-  }
-  __device__ __forceinline__ bool affine() const {
-    return args_.affine_zeros != nullptr;
-  }
-  __device__ __forceinline__ float affine_zero(int i) const {
-    return __uint_as_float(zeros_[i]);
-  }
-  __device__ __forceinline__ int zero(int i) const {
-    const unsigned first = static_cast<unsigned>(kWide ? i % 2 * 2 : i % 4);
-    return static_cast<int>(
-        __byte_perm(zeros_[kWide ? i / 2 : i / 4], 0,
-                    kWide ? 0x4400u + (first + 1) * 16 + first : 0x4440u + first));
-  }
+  __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
   /// Goes to the sums after them.
   __device__ __forceinline__ void advance() {
     if (left_ == 0) return;
-    const std::uint32_t at = scales_at(column_), zeros_at = this->zeros_at(column_);
-    load_words<kTiles>(scales_, args_.scales + at);
-    if (affine()) {
-      load_words<2 * kTiles>(zeros_, args_.affine_zeros + at);
-    } else {
-      load_words<kWide ? 4 : 2>(zeros_,
-                                static_cast<const ZeroCode<WBits>*>(args_.zeros) + zeros_at);
-    }
+    ahead_.load(args_, at(column_, args_.n_padded), at(column_, args_.zeros_stride));
     if (halves_) {
       column_ += 16 * kEnd;
       if (column_ % Shape::kHalfK == 0) column_ += Shape::kHalfK;
@@ -237,14 +206,10 @@ class DigitParameters {
   }
 
  private:
-  __device__ __forceinline__ std::uint32_t scales_at(int column) const {
+  // In parameters of which a group's row is `stride` from the next.
+  __device__ __forceinline__ std::uint32_t at(int column, int stride) const {
     return static_cast<std::uint32_t>(column >> args_.group_shift) *
-               static_cast<std::uint32_t>(args_.n_padded) +
-           channels_;
-  }
-  __device__ __forceinline__ std::uint32_t zeros_at(int column) const {
-    return static_cast<std::uint32_t>(column >> args_.group_shift) *
-               static_cast<std::uint32_t>(args_.zeros_stride) +
+               static_cast<std::uint32_t>(stride) +
            channels_;
   }
   __device__ __forceinline__ void begin_run() {
@@ -257,11 +222,12 @@ class DigitParameters {
     // than that.
     if (lane_ > 0 && lane_ < units) {
       const int column = first + lane_ * Shape::kUnitK;
-      ptx::prefetch_l2(args_.scales + scales_at(column));
-      if (!affine()) {
-        ptx::prefetch_l2(static_cast<const ZeroCode<WBits>*>(args_.zeros) + zeros_at(column));
+      ptx::prefetch_l2(args_.scales + at(column, args_.n_padded));
+      if (args_.affine_zeros != nullptr) {
+        ptx::prefetch_l2(args_.affine_zeros + at(column, args_.n_padded));
       } else {
-        ptx::prefetch_l2(args_.affine_zeros + scales_at(column));
+        ptx::prefetch_l2(static_cast<const ZeroCode<WBits>*>(args_.zeros) +
+                         at(column, args_.zeros_stride));
       }
     }
     column_ = first + (halves_ && lane_ % 4 >= 2 ? Shape::kHalfK : 0);
@@ -271,7 +237,7 @@ class DigitParameters {
   bool halves_;
   int lane_, left_, column_;
   std::uint32_t channels_;
-  std::uint32_t scales_[kTiles], zeros_[2 * kTiles];
+  Parameters ahead_;
 };
 
 /// What a warp accumulates of a column of 64 channels: a lane has channels lane / 4 + 8 i, of two
@@ -314,25 +280,24 @@ class DigitSums {
 
   /// Adds the sums, scaled, to the total.
   template <class Parameters>
-  __device__ __forceinline__ void end(Parameters& parameters) {
-    float scale[2 * kTiles];
-    parameters.scales(scale);
+  __device__ __forceinline__ void end(const ForwardArguments& args, Parameters& parameters) {
+    const auto& own = parameters.ahead();
     const int x = sum_of_x_[0] + (sum_of_x_[1] << 8);
     const auto sum = [&](int i) {
       return sums_[i / 2][i % 2 * 2] + (sums_[i / 2][i % 2 * 2 + 1] << 8);
     };
-    if (parameters.affine()) {
+    if (args.affine_zeros != nullptr) {
       const auto x_float = static_cast<float>(x);
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
-        total_[i] = __fmaf_rn(parameters.affine_zero(i), x_float, total_[i]);
-        total_[i] = __fmaf_rn(scale[i], static_cast<float>(sum(i)), total_[i]);
+        total_[i] = __fmaf_rn(own.affine(i / 2, i % 2), x_float, total_[i]);
+        total_[i] = __fmaf_rn(own.scale(args, i / 2, i % 2), static_cast<float>(sum(i)), total_[i]);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
-        const auto exact = static_cast<float>(sum(i) - parameters.zero(i) * x);
-        total_[i] = __fmaf_rn(scale[i], exact, total_[i]);
+        const auto exact = static_cast<float>(sum(i) - own.zero(i / 2, i % 2) * x);
+        total_[i] = __fmaf_rn(own.scale(args, i / 2, i % 2), exact, total_[i]);
       }
     }
     parameters.advance();
@@ -389,8 +354,7 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
 
   ActivationSlice<C> x(args, storage, slice, m0, rows);
   const DigitSlice<WBits, T> digits(args, slice);
-  float* inbox =
-      reinterpret_cast<float*>(slice + (args.x_pitch + 4 * (args.x_pitch / 2 + 8)) * slots);
+  float* inbox = reinterpret_cast<float*>(slice + decode_slice_bytes(C, slots, args.x_pitch));
   TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0, rows);
   const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
   const auto start_x = [&] {
@@ -404,7 +368,7 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   WeightStream<WBits, C, UnitRuns, Shape::kUnitBlocks> weights(args, storage.ring[warp], lane,
                                                                runs);
-  DigitParameters<WBits, kEnd> parameters(args, runs, halves, lane);
+  DigitParameters<WBits, T, kEnd> parameters(args, runs, halves, lane);
   ptx::griddepcontrol_launch_dependents();
   if (args.programmatic) start_x();
 
@@ -448,14 +412,14 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
             sums.multiply(words, code << kShift, one << kShift, b[2 * kHalf] & mask,
                           b[2 * kHalf + 1] & mask);
             if constexpr (kProducts == 1) weights.refill();
-            if constexpr (kEnd == 1) sums.end(parameters);
+            if constexpr (kEnd == 1) sums.end(args, parameters);
           });
           if constexpr (kProducts == 2) weights.refill();
           if constexpr (kProducts > 2) code <<= 2 * WBits, one <<= 2 * WBits;
-          if constexpr (kEnd == 2) sums.end(parameters);
+          if constexpr (kEnd == 2) sums.end(args, parameters);
         }
         if constexpr (kProducts > 2) weights.refill();
-        if constexpr (kEnd > 2) sums.end(parameters);
+        if constexpr (kEnd > 2) sums.end(args, parameters);
       }
     }
     reduction.publish(

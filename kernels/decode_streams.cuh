@@ -106,6 +106,22 @@ struct LaneParameters {
     return scale_to_float(static_cast<std::uint16_t>(scales[t] >> (16 * h)),
                           kGeneral ? args.scales_are_bf16 : T == DType::bf16);
   }
+  /// Reads them, kind by kind: `at` is the place of the lane's channels in scales and affine zeros.
+  __device__ __forceinline__ void load(const ForwardArguments& args, std::uint32_t at,
+                                       std::uint32_t zero_at) {
+    load_words<kTiles>(scales, args.scales + at);
+    if (kGeneral && args.affine_zeros != nullptr) {
+      load_words<kGeneral ? 2 * kTiles : kZeroWords>(zeros, args.affine_zeros + at);
+    } else {
+      load_words<kZeroWords>(zeros, static_cast<const ZeroCode<WBits>*>(args.zeros) + zero_at);
+    }
+  }
+  /// An integer zero.
+  __device__ __forceinline__ int zero(int t, int h) const {
+    const unsigned first = first_byte(t, h);
+    return static_cast<int>(__byte_perm(zeros[word_of_zero(t, h)], 0,
+                                        0x4400u + (kWide ? (first + 1) * 16 : 0x40u) + first));
+  }
   /// An integer zero, twice.
   __device__ __forceinline__ std::uint32_t zero_pair(int t, int h) const {
     return __byte_perm(
@@ -145,14 +161,7 @@ class ParameterStream {
   /// Goes to the group after it.
   __device__ __forceinline__ void advance() {
     if (left_ == 0) return;
-    constexpr int kAffineWords = kGeneral ? 2 * kTiles : Parameters::kZeroWords;
-    load_words<kTiles>(ahead_.scales, args_.scales + at_);
-    if (affine()) {
-      load_words<kAffineWords>(ahead_.zeros, args_.affine_zeros + at_);
-    } else {
-      load_words<Parameters::kZeroWords>(
-          ahead_.zeros, static_cast<const ZeroCode<WBits>*>(args_.zeros) + zero_at_);
-    }
+    ahead_.load(args_, at_, zero_at_);
     at_ += static_cast<std::uint32_t>(args_.n_padded);
     zero_at_ += static_cast<std::uint32_t>(args_.zeros_stride);
     if (--left_ == 0) {
@@ -175,9 +184,6 @@ class ParameterStream {
     at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.n_padded) + channels;
     zero_at_ = static_cast<std::uint32_t>(group) * static_cast<std::uint32_t>(args_.zeros_stride) +
                channels;
-  }
-  __device__ __forceinline__ bool affine() const {
-    return kGeneral && args_.affine_zeros != nullptr;
   }
   const ForwardArguments& args_;
   BlockRuns<kGeneral> runs_;

@@ -23,7 +23,7 @@ namespace mpq::kernels {
 template <int WBits, DType T>
 struct RawCodes {
   static constexpr int kPositions = 8 / WBits < 4 ? 8 / WBits : 4;
-  static constexpr int kMantissaBits = T == DType::f16 ? 10 : 7, kBias = T == DType::f16 ? 15 : 127;
+  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits, kBias = Half2Of<T>::kBias;
   static constexpr int kQuantum = T == DType::f16 ? -24 : -133;  // log2
   static constexpr bool kScalesX = kPositions > 1 || T == DType::bf16;
   /// The exponent, with its bias, to which the largest x of a row is brought if kMostRaise allows
@@ -47,10 +47,6 @@ struct RawCodes {
   /// A pair of 2^exponent.
   static __device__ __forceinline__ std::uint32_t power(int exponent) {
     return (static_cast<std::uint32_t>(exponent + kBias) << kMantissaBits) * 0x00010001u;
-  }
-  /// 2^exponent, -126 ... 127.
-  static __device__ __forceinline__ float float_power(int exponent) {
-    return __uint_as_float(static_cast<std::uint32_t>(exponent + 127) << 23);
   }
 };
 
@@ -141,7 +137,7 @@ class DecodeAccumulator {
         // 1 / unit, in two steps where it is beyond float32.
         constexpr int kFirst = T == DType::f16 ? 0 : 69;
         const int raise = Codes::kScalesX ? ptx::opaque(raise_[m][j]) : 0;
-        const float second = Codes::float_power(-Codes::kQuantum - kFirst - raise);
+        const float second = float_power(-Codes::kQuantum - kFirst - raise);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -288,7 +284,7 @@ class DecodeAccumulator {
  private:
   __device__ __forceinline__ float unit_of(int m, int j) const {
     constexpr float kQuantum = T == DType::f16 ? 0x1p-24f : 0x1p-133f;
-    return Codes::kScalesX ? Codes::float_power(raise_[m][j]) * kQuantum : kQuantum;
+    return Codes::kScalesX ? float_power(raise_[m][j]) * kQuantum : kQuantum;
   }
   Parameters parameters_;  // of the group, where its zeros are needed before its end
   float sums_[kTiles][kTilesM][4], sum_of_x_[kTilesM][4];

@@ -16,11 +16,13 @@ template <DType T>
 struct Half2Of;
 template <>
 struct Half2Of<DType::f16> {
+  static constexpr int kMantissaBits = 10, kBias = 15;
   using Scalar = __half;
   using Pair = __half2;
 };
 template <>
 struct Half2Of<DType::bf16> {
+  static constexpr int kMantissaBits = 7, kBias = 127;
   using Scalar = __nv_bfloat16;
   using Pair = __nv_bfloat162;
 };
@@ -35,6 +37,11 @@ __device__ __forceinline__ To bits_as(const From& value) {
   To result;
   __builtin_memcpy(&result, &value, sizeof(To));
   return result;
+}
+
+/// 2^exponent, -126 ... 127.
+__device__ __forceinline__ float float_power(int exponent) {
+  return __uint_as_float(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
 /// A scale of the checkpoint's 16-bit type, exactly, as float.
@@ -81,7 +88,7 @@ __device__ __forceinline__ float2 to_float2(Pair<T> pair) {
 template <int WBits, DType T, int kMostPositions = 2>
 struct Codes {
   static constexpr bool kTwoNibbles = WBits == 8 && T == DType::bf16;
-  static constexpr int kMantissaBits = T == DType::f16 ? 10 : 7;
+  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits;
   static constexpr int kPositions = kTwoNibbles                              ? 1
                                     : kMantissaBits / WBits < kMostPositions ? kMantissaBits / WBits
                                                                              : kMostPositions;

@@ -215,9 +215,6 @@ class PrefillConsumer {
     if constexpr (kGroup == Shape::kGroupsInFlight - 1) release_x(previous);
     constexpr int kNext = (kGroup + 1) * Shape::kGroupSteps;
     if constexpr (kNext < Shape::kStageSteps) {
-      if constexpr (kNext == Shape::kShortSteps) {
-        if (k + kNext * Layout::kStepK == static_cast<std::uint32_t>(args_.k_padded)) return;
-      }
       dequantise_group<kGroup + 1>(s, false, k);
       multiply_stage<kGroup + 1>(s, slot, previous, k);
     }

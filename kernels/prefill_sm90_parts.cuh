@@ -4,7 +4,6 @@
 
 #include <cuda.h>
 
-#include <algorithm>
 #include <cstdint>
 
 #include "arguments.hpp"
@@ -39,10 +38,9 @@ struct HopperPrefillShape {
   static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes
   static constexpr int kStagesPerChunk = kChunkK / kStageK;
   static constexpr int kBlocksPerChunk = kChunkK / Layout::kBlockK;
+  static_assert(Layout::kAlignK % kChunkK == 0);  // K is whole chunks
   /// A stage is a chunk, and one ring has both: fewer instructions for the consumers.
   static constexpr bool kOneRing = kStagesPerChunk == 1;
-  /// Steps of a last chunk that K may not fill; all of it where there is none.
-  static constexpr int kShortSteps = std::min(kChunkK, Layout::kAlignK) / Layout::kStepK;
   /// A group of wgmma is this many steps, and so many groups are left in flight while the fragments
   /// of the next are made: where a product is short, fewer and longer groups are faster.
   static constexpr int kGroupSteps = kFewRows ? 2 : 1, kGroupsInFlight = kFewRows ? 1 : 2;
@@ -167,7 +165,7 @@ class TileWalk {
     const int cluster = args.multicast * args.split;
     const int rank = static_cast<int>(blockIdx.x) % cluster;
     slice = rank / args.multicast;
-    const int chunks = (args.forward.k_padded + Shape::kChunkK - 1) / Shape::kChunkK;
+    const int chunks = args.forward.k_padded / Shape::kChunkK;
     member = rank % args.multicast;
     leader = rank - member;
     chunk_begin = chunks * slice / args.split;

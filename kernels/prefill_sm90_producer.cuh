@@ -73,7 +73,6 @@ class PrefillProducer {
     const ForwardArguments& args = args_.forward;
     const std::uint32_t begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
     const std::uint32_t end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
-    const auto k_padded = static_cast<std::uint32_t>(args.k_padded);
     const int shift = args.group_shift;
     const std::uint32_t group_mask = (1u << shift) - 1u;
     const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
@@ -98,8 +97,7 @@ class PrefillProducer {
         if (!begins) {
           scales -= args.n_padded, affine_zeros -= args.n_padded, zeros -= args.zeros_stride;
         }
-        const int columns = static_cast<int>(min(k_padded - k, std::uint32_t{Shape::kStageK}));
-        const int rows = max(columns >> shift, 1);
+        const int rows = max(Shape::kStageK >> shift, 1);
         ptx::mbarrier_arrive_expect_tx(full, rows * (scale_bytes + zero_bytes));
         auto& to = storage_.rings.parameters[slot];
 #pragma unroll 1

@@ -148,7 +148,7 @@ constexpr bool multiplies_digits(const KernelConfig& config) noexcept {
 }
 /// The unit in which a decode kernel cuts K, columns.
 constexpr int decode_unit_k(const KernelConfig& config, int bits) noexcept {
-  return multiplies_digits(config) ? std::max(128, layout_block_k(bits)) : layout_block_k(bits);
+  return multiplies_digits(config) ? layout_align_k(bits) : layout_block_k(bits);
 }
 /// Batch rows of a decode kernel's CTA. Digits of two groups that share a block of the layout take
 /// the place of a second row.
@@ -193,10 +193,14 @@ constexpr int decode_row_slots(const KernelConfig& config, int rows) noexcept {
 constexpr int decode_x_pitch(const KernelConfig& config, int bits, const KSplit& split) noexcept {
   return split.slice() * decode_unit_k(config, bits) * 2 + 16;
 }
-/// Bytes of the slice: x, and where they are multiplied its four digits, a row of bytes each.
+/// The same of its digits, a byte each.
+constexpr int decode_digit_pitch(int x_pitch) noexcept {
+  return x_pitch / 2 + 8;
+}
+/// Bytes of the slice: x, and where they are multiplied its four digits.
 constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int rows,
                                           int x_pitch) noexcept {
-  const int digits = multiplies_digits(config) ? 4 * (x_pitch / 2 + 8) : 0;
+  const int digits = multiplies_digits(config) ? 4 * decode_digit_pitch(x_pitch) : 0;
   return std::int64_t{x_pitch + digits} * decode_row_slots(config, rows);
 }
 /// Floats of a decode kernel's two inboxes for the sums of its cluster.
