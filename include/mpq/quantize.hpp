@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "mpq/device.hpp"
 #include "mpq/quantized_weights.hpp"
 
 namespace mpq {
@@ -28,10 +29,19 @@ struct QuantizeOptions {
 /// to the largest code magnitude 2^(bits-1) (1 bit: codes stand for -s and 0, so s is best for
 /// both). Scales are rounded to scale_dtype before codes are chosen, so that codes fit the stored
 /// scale. Half-quadratic: zeros minimise the sum of |w - w'|^0.7 with these scales, which outliers
-/// pull less than they do squares. Throws Error(invalid_argument) for bad shapes or options and for
-/// non-finite weights, naming them.
+/// pull less than they do squares.
+///
+/// device: where the work is done. Rounding to nearest gives the same bits everywhere;
+/// half-quadratic zeros differ where std::pow's last bit decides between two. A CUDA device needs
+/// room for the result and 256 MiB (symmetric with 1 bit: 512 MiB), or for one channel if that is
+/// more.
+///
+/// Throws Error(invalid_argument) for bad shapes or options and for non-finite weights, naming
+/// them; Error(device_unavailable) for a missing device, Error(device_failure) for one without
+/// room.
 AnyQuantizedWeights quantize(std::span<const float> weight, std::int64_t out_features,
-                             std::int64_t in_features, const QuantizeOptions& options);
+                             std::int64_t in_features, const QuantizeOptions& options,
+                             Device device = Device::cpu());
 
 /// Sum of x^T x over rows x of calibration inputs: how much errors of a layer's weights matter for
 /// its output.

@@ -1,11 +1,16 @@
 #pragma once
-// What device.cpp needs of CUDA. Implemented by src/cuda/runtime.cpp, or by without_cuda.cpp, which
-// throws Error(device_unavailable).
+// What device.cpp and quantize.cpp need of CUDA. Implemented in src/cuda, or by without_cuda.cpp,
+// which throws Error(device_unavailable).
 
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
+#include <vector>
 
+#include "core/group_fit.hpp"
 #include "mpq/device.hpp"
+#include "mpq/quantize.hpp"
 
 namespace mpq::detail {
 
@@ -19,5 +24,12 @@ void cuda_copy(Device device, void* target, const void* source, std::size_t byte
 void cuda_synchronize(Device device, StreamRef stream);
 DeviceTraits cuda_traits(Device device);
 std::string cuda_name(Device device);
+
+/// weight [n, k] -> canonical words qweight [ceil(k * bits / 32), n] and the groups' quantizers [G,
+/// n]; the scale is NaN where a group has a weight that is not finite. Options were checked.
+std::vector<GroupQuantizer> cuda_quantize(Device device, std::span<const float> weight,
+                                          std::int64_t n, const Grouping& grouping,
+                                          const QuantizeOptions& options,
+                                          std::vector<std::uint32_t>& qweight);
 
 }  // namespace mpq::detail

@@ -185,6 +185,7 @@ class ChannelBlock {
       }
     }
     quantizers_.resize(static_cast<std::size_t>(channels * job.data.groups()));
+    scratch_.resize(static_cast<std::size_t>(std::min(job.size, job.k)));
     // Out of their order, groups' members are only all at hand before anything has changed.
     if (job.options.act_order && job.options.static_groups) fit_static();
   }
@@ -214,7 +215,7 @@ class ChannelBlock {
   }
   void fit(std::int64_t c, std::int64_t group, std::span<const float> members) {
     GroupQuantizer& quantizer = quantizer_of(c, group);
-    quantizer = detail::fit_range(members, job_.options, scratch_);
+    quantizer = detail::fit_range(members, job_.options, scratch_.data());
     if (!std::isfinite(quantizer.scale)) {
       detail::refuse_scale(first_ + c, group, job_.options.scale_dtype);
     }
@@ -240,7 +241,7 @@ class ChannelBlock {
   std::int64_t first_, channels_;
   std::vector<float> weights_;  ///< [channels, k], in the order of quantisation
   std::vector<GroupQuantizer> quantizers_;
-  std::vector<float> scratch_;
+  std::vector<float> scratch_;  ///< of a group
 };
 
 void check_gptq(std::int64_t k, const Hessian& hessian, const GptqOptions& options) {

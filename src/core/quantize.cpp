@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/cuda_runtime.hpp"
 #include "core/group_quantizer.hpp"
 #include "cpu/thread_pool.hpp"
 #include "mpq/error.hpp"
@@ -11,23 +12,26 @@
 namespace mpq {
 
 using detail::check_weight;
+using detail::Grouping;
 using detail::Range;
 
-AnyQuantizedWeights quantize(std::span<const float> weight, std::int64_t out_features,
-                             std::int64_t in_features, const QuantizeOptions& options) {
-  const std::int64_t n = out_features, k = in_features;
-  const int bits = options.bits;
-  detail::check_options(options);
-  check_weight(weight, n, k);
-  WeightsData data = detail::begin_weights(n, k, options);
-  const std::int64_t groups = data.groups(), per_word = 32 / bits;
-  const std::int64_t size = options.group_size == -1 ? k : options.group_size;
-  data.qweight.resize(static_cast<std::size_t>(ceil_div(k, per_word) * n));
+namespace {
 
+void store(WeightsData& data, const detail::GroupQuantizer& quantizer, std::int64_t channel,
+           std::int64_t group) {
+  if (!std::isfinite(quantizer.scale)) detail::refuse_scale(channel, group, data.dtype);
+  detail::store_group(data, static_cast<std::size_t>(group * data.out_features + channel),
+                      quantizer);
+}
+
+void quantize_on_cpu(std::span<const float> weight, const Grouping& grouping,
+                     const QuantizeOptions& options, WeightsData& data) {
+  const std::int64_t n = data.out_features, k = grouping.k, per_word = 32 / options.bits;
+  data.qweight.resize(static_cast<std::size_t>(ceil_div(k, per_word) * n));
   // Several channels at a time: their words of a row of qweight are neighbours.
   constexpr std::int64_t kChannels = 16;
   detail::parallel_for(n, kChannels, [&](Range range) {
-    std::vector<float> scratch;
+    std::vector<float> scratch(static_cast<std::size_t>(std::min(grouping.size, k)));
     std::vector<std::uint8_t> codes(static_cast<std::size_t>(kChannels * k));
     for (std::int64_t first = range.begin; first < range.end; first += kChannels) {
       const std::int64_t channels = std::min(kChannels, range.end - first);
@@ -35,22 +39,17 @@ AnyQuantizedWeights quantize(std::span<const float> weight, std::int64_t out_fea
         const auto row =
             weight.subspan(static_cast<std::size_t>((first + c) * k), static_cast<std::size_t>(k));
         detail::check_finite(row, first + c);
-        for (std::int64_t g = 0; g < groups; ++g) {
-          const auto begin = static_cast<std::size_t>(g * size);
-          const auto group =
-              row.subspan(begin, std::min(static_cast<std::size_t>(size), row.size() - begin));
-          const auto quantizer = detail::fit_group(group, options, scratch);
-          if (!std::isfinite(quantizer.scale)) {
-            detail::refuse_scale(first + c, g, options.scale_dtype);
-          }
-          detail::store_group(data, static_cast<std::size_t>(g * n + first + c), quantizer);
-          std::uint8_t* target = codes.data() + static_cast<std::size_t>(c * k) + begin;
-          for (std::size_t i = 0; i < group.size(); ++i) target[i] = quantizer.code(group[i]);
+        std::uint8_t* target = codes.data() + static_cast<std::size_t>(c * k);
+        for (std::int64_t g = 0; g < grouping.count; ++g) {
+          const auto group = grouping.of(row.data(), g);
+          const auto quantizer = detail::fit_group(group, options, scratch.data());
+          store(data, quantizer, first + c, g);
+          for (const float w : group) *target++ = quantizer.code(w);
         }
       }
       for (std::int64_t i = 0; i < k; ++i) {
         std::uint32_t* words = data.qweight.data() + i / per_word * n + first;
-        const auto shift = static_cast<int>(i % per_word) * bits;
+        const auto shift = static_cast<int>(i % per_word) * options.bits;
         for (std::int64_t c = 0; c < channels; ++c) {
           words[c] |= static_cast<std::uint32_t>(codes[static_cast<std::size_t>(c * k + i)])
                       << shift;
@@ -58,7 +57,39 @@ AnyQuantizedWeights quantize(std::span<const float> weight, std::int64_t out_fea
       }
     }
   });
-  return make_quantized_weights(bits, std::move(data));
+}
+
+void quantize_on_cuda(Device device, std::span<const float> weight, const Grouping& grouping,
+                      const QuantizeOptions& options, WeightsData& data) {
+  const std::int64_t n = data.out_features, k = grouping.k;
+  const auto quantizers = detail::cuda_quantize(device, weight, n, grouping, options, data.qweight);
+  for (std::int64_t c = 0; c < n; ++c) {
+    for (std::int64_t g = 0; g < grouping.count; ++g) {
+      const auto& quantizer = quantizers[static_cast<std::size_t>(g * n + c)];
+      if (std::isnan(quantizer.scale)) {
+        detail::check_finite(
+            weight.subspan(static_cast<std::size_t>(c * k), static_cast<std::size_t>(k)), c);
+      }
+      store(data, quantizer, c, g);
+    }
+  }
+}
+
+}  // namespace
+
+AnyQuantizedWeights quantize(std::span<const float> weight, std::int64_t out_features,
+                             std::int64_t in_features, const QuantizeOptions& options,
+                             Device device) {
+  detail::check_options(options);
+  check_weight(weight, out_features, in_features);
+  WeightsData data = detail::begin_weights(out_features, in_features, options);
+  const Grouping grouping(in_features, options.group_size);
+  if (device.is_cpu()) {
+    quantize_on_cpu(weight, grouping, options, data);
+  } else {
+    quantize_on_cuda(device, weight, grouping, options, data);
+  }
+  return make_quantized_weights(options.bits, std::move(data));
 }
 
 double relative_error(std::span<const float> weight, const AnyQuantizedWeights& quantized) {

@@ -34,6 +34,11 @@ DeviceTraits cuda_traits(Device device) {
 std::string cuda_name(Device device) {
   refuse(device);
 }
+std::vector<GroupQuantizer> cuda_quantize(Device device, std::span<const float>, std::int64_t,
+                                          const Grouping&, const QuantizeOptions&,
+                                          std::vector<std::uint32_t>&) {
+  refuse(device);
+}
 std::unique_ptr<Backend> make_cuda_backend(int, const LinearConfig&, Device device) {
   refuse(device);
 }

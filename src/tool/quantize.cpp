@@ -11,6 +11,7 @@
 #include <set>
 
 #include "commands.hpp"
+#include "device.hpp"
 #include "mpq/checkpoint_writer.hpp"
 #include "mpq/error.hpp"
 #include "output.hpp"
@@ -21,6 +22,7 @@ namespace {
 
 struct QuantizeArguments {
   std::string directory, output, method = "nearest", calibration, include, scale_dtype;
+  std::string device = "auto";
   std::string exclude = "embed|lm_head";
   CheckpointWriterOptions writer;
   GptqOptions options;
@@ -109,7 +111,7 @@ Hessian read_hessian(const SafetensorsFile& file, const std::string& layer,
 class Quantizer {
  public:
   Quantizer(const Checkpoint& checkpoint, const QuantizeArguments& arguments)
-      : checkpoint_(checkpoint), arguments_(arguments) {
+      : checkpoint_(checkpoint), arguments_(arguments), device_(parse_device(arguments.device)) {
     if (!arguments.calibration.empty()) {
       calibration_.emplace(SafetensorsFile::open(arguments.calibration));
     }
@@ -128,7 +130,7 @@ class Quantizer {
     if (calibration_) hessian = read_hessian(*calibration_, layer, k);
     AnyQuantizedWeights weights = arguments_.method == "gptq"
                                       ? quantize_gptq(weight, n, k, *hessian, options)
-                                      : quantize(weight, n, k, options);
+                                      : quantize(weight, n, k, options, device_);
     LayerReport report;
     report.name = layer;
     report.error = relative_error(weight, weights);
@@ -149,6 +151,7 @@ class Quantizer {
 
   const Checkpoint& checkpoint_;
   const QuantizeArguments& arguments_;
+  Device device_;
   std::optional<SafetensorsFile> calibration_;
 };
 
@@ -188,6 +191,11 @@ void check_arguments(const QuantizeArguments& arguments) {
   }
   if (arguments.method != "gptq" && arguments.options.act_order) {
     throw Error(ErrorCode::invalid_argument, "--act-order needs --method gptq");
+  }
+  if (arguments.method == "gptq" && arguments.device != "auto" &&
+      parse_device(arguments.device).is_cuda()) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("--device is {}, --method gptq runs on the CPU", arguments.device));
   }
 }
 
@@ -261,6 +269,10 @@ void add_quantize(CLI::App& app) {
       ->add_option("--scale-dtype", arguments->scale_dtype,
                    "Type of the scales; default: the weight's, for F32 f16")
       ->check(CLI::IsMember({"f16", "bf16"}));
+  command
+      ->add_option("--device", arguments->device,
+                   fmt::format("{}; gptq: the CPU always", kDeviceHelp))
+      ->capture_default_str();
   command->add_option("--include", arguments->include,
                       "Regular expression that names of tensors must match somewhere");
   command

@@ -23,9 +23,12 @@ function(mpq_emulate_cuda target)
   endforeach()
 
   mpq_configure_instances(instances "${there}" .cpp)
-  configure_file("${PROJECT_SOURCE_DIR}/kernels/prepare.cu" "${there}/prepare.cpp" COPYONLY)
+  foreach(file prepare quantize)
+    configure_file("${PROJECT_SOURCE_DIR}/kernels/${file}.cu" "${there}/${file}.cpp" COPYONLY)
+    list(APPEND instances "${there}/${file}.cpp")
+  endforeach()
   file(GLOB emulator CONFIGURE_DEPENDS "${here}/*.cpp")
-  set(device_code ${instances} "${there}/prepare.cpp" ${emulator})
+  set(device_code ${instances} ${emulator})
   # Written for nvcc: its pragmas, and warnings that are another compiler's taste. Of the sanitizers
   # the address sanitizer is what finds things here; the other one doubles the time to compile.
   set(options -w -Wno-psabi -include "${here}/builtins.hpp")

@@ -210,6 +210,9 @@ TEST_CASE("quantize makes every format, by every method, and tells the errors", 
   const auto files = directory.file_count();
   CHECK(fails(quantize({"--method", "gptq"}), 2, "--calibration"));
   CHECK(fails(quantize({"--act-order"}), 2, "--method gptq"));
+  CHECK(fails(quantize({"--method", "gptq", "--calibration", calibration, "--device", "cuda"}), 2,
+              "runs on the CPU"));
+  CHECK(fails(quantize({"--device", "gpu"}), 2, "gpu"));
   CHECK(fails(quantize({"--bits", "3"}), 2, "bits is 3"));
   CHECK(fails(quantize({"--exclude", "("}), 2, "regular expression"));
   CHECK(fails(quantize({"--include", "none"}), 4, "no matrix"));
