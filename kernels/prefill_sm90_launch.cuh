@@ -67,17 +67,27 @@ struct HopperPrefillLaunch {
                          kSharedBytes<kGeneral>, grid, args);
   }
 
+  // Rows past the end take TMA longer than others, though it only fills them with zeros. So a tile
+  // that has all rows is no taller than they are, and the last rows have a map of their own.
   static cudaError_t encode_x(HopperPrefillArguments& full) {
+    const std::int64_t m = full.forward.m;
+    full.x_rows = static_cast<int>(m > kConfig.tile_m ? kConfig.tile_m / full.multicast
+                                                      : round_up(ceil_div(m, full.multicast), 8));
+    const auto last = static_cast<int>(m % kConfig.tile_m % full.x_rows);
+    const cudaError_t status = encode_x(full, full.x, full.x_rows);
+    return status == cudaSuccess && last != 0 ? encode_x(full, full.last_x, last) : status;
+  }
+
+  static cudaError_t encode_x(const HopperPrefillArguments& full, CUtensorMap& map, int rows) {
     const ForwardArguments& args = full.forward;
     const std::int64_t row = args.m == 1 ? round_up(args.k, 8) : args.ldx;
     return encode_tensor_map<2>(
-        full.x,
-        {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
-         .data = args.x,
-         .extent = {static_cast<cuuint64_t>(args.k), static_cast<cuuint64_t>(args.m)},
-         .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
-         .box = {Shape::kSwizzledK, static_cast<cuuint32_t>(kConfig.tile_m / full.multicast)},
-         .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+        map, {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
+              .data = args.x,
+              .extent = {static_cast<cuuint64_t>(args.k), static_cast<cuuint64_t>(args.m)},
+              .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
+              .box = {Shape::kSwizzledK, static_cast<cuuint32_t>(rows)},
+              .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
   }
 
   // KernelLayout as KiB: [strips][KiB of a strip][256 words].

@@ -15,11 +15,13 @@ namespace mpq::kernels {
 
 /// One launch; a __grid_constant__ parameter.
 struct HopperPrefillArguments {
-  CUtensorMap x;        ///< [m, k] halves, boxes [tile_m / multicast][64], 128-byte swizzle
+  CUtensorMap x;        ///< [m, k] halves, boxes [x_rows][64], 128-byte swizzle
+  CUtensorMap last_x;   ///< the same with boxes of the rows that are left for the last of them
   CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
   ForwardArguments forward;
   int tiles_n, tiles_m;  ///< tiles of a cluster (multicast * tile_n channels) and of tile_m rows
   int multicast, split;  ///< CTAs of a cluster
+  int x_rows;            ///< of a box of x
   bool exchanges;        ///< sums of slices and phases are added up; a cluster then has one tile
   bool x_by_tma;         ///< else x's rows are not 16-byte aligned, and multicast is 1
 };

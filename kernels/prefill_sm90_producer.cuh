@@ -118,20 +118,24 @@ class PrefillProducer {
   __device__ __forceinline__ void load_x(const TileWalk<WBits, C>& tile) {
     int k = tile.chunk_begin * Shape::kChunkK;
     const int end = k + tile.chunk_count * Shape::kChunkK;
+    // Of the tile (a grid for more rows than there are has empty ones), and of this CTA's box.
+    const int rows = max(min(args_.forward.m - tile.m0, args_.multicast * args_.x_rows), 0);
+    const int first = tile.member * args_.x_rows;
+    const int box = min(rows - first, args_.x_rows);
+    const CUtensorMap* map = box == args_.x_rows ? &args_.x : &args_.last_x;
 #pragma unroll 1
     while (k != end) {
       const int slot = x_cursor_.slot;
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
-      ptx::mbarrier_arrive_expect_tx(full, Storage::kXBytes);
+      ptx::mbarrier_arrive_expect_tx(full, rows * Shape::kStageK * 2);
 #pragma unroll
       for (auto& part : storage_.rings.x[slot]) {
-        if (Shape::kFewRows || args_.multicast == 1) {
-          ptx::cp_async_bulk_tensor_2d(part, &args_.x, k, tile.m0, full);
-        } else {
-          const int row = tile.member * (C.tile_m / args_.multicast);
+        if (box > 0 && (Shape::kFewRows || args_.multicast == 1)) {
+          ptx::cp_async_bulk_tensor_2d(part, map, k, tile.m0, full);
+        } else if (box > 0) {
           const auto ctas = static_cast<std::uint16_t>(((1 << args_.multicast) - 1) << tile.leader);
-          ptx::cp_async_bulk_tensor_2d_multicast(part[row], &args_.x, k, tile.m0 + row, full, ctas);
+          ptx::cp_async_bulk_tensor_2d_multicast(part[first], map, k, tile.m0 + first, full, ctas);
         }
         k += Shape::kSwizzledK;
       }
