@@ -21,7 +21,7 @@ constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // kernels; on Hopper of all, and in one pass of some.
 constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 8, kDecodeRowsAtMost = 32;
 // Rows up to which tiles of 160 and 192 rows are considered: with more they fill nothing up, and
-// slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
+// are slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
 constexpr std::int64_t kOddTileRows = 1024;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 

@@ -15,13 +15,6 @@
 namespace mpq::test {
 namespace {
 
-std::vector<float> random_weight(std::int64_t n, std::int64_t k, std::uint64_t seed) {
-  Random random(seed);
-  std::vector<float> weight(static_cast<std::size_t>(n * k));
-  for (auto& w : weight) w = static_cast<float>(random.normal() * 0.02);
-  return weight;
-}
-
 void check_same(const WeightsData& device, const WeightsData& cpu) {
   CHECK(device.qweight == cpu.qweight);
   CHECK(device.scales == cpu.scales);

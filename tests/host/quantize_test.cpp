@@ -14,13 +14,6 @@
 namespace mpq::test {
 namespace {
 
-std::vector<float> random_weight(std::int64_t n, std::int64_t k, std::uint64_t seed) {
-  Random random(seed);
-  std::vector<float> weight(static_cast<std::size_t>(n * k));
-  for (auto& w : weight) w = static_cast<float>(random.normal() * 0.02);
-  return weight;
-}
-
 TEST_CASE("every weight is at the nearest code of its group") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto symmetric = GENERATE(false, true);

@@ -105,6 +105,13 @@ AnyQuantizedWeights random_weights(const WeightsSpec& spec) {
   return make_quantized_weights(spec.bits, std::move(data));
 }
 
+std::vector<float> random_weight(std::int64_t n, std::int64_t k, std::uint64_t seed) {
+  Random random(seed);
+  std::vector<float> weight(static_cast<std::size_t>(n * k));
+  for (auto& w : weight) w = static_cast<float>(random.normal() * 0.02);
+  return weight;
+}
+
 std::vector<std::uint16_t> random_activations(std::int64_t m, std::int64_t ld, DType dtype,
                                               std::uint64_t seed, bool exact) {
   Random random(seed + 0x5851f42d4c957f2du);

@@ -45,6 +45,9 @@ struct WeightsSpec {
 /// 1/128 to 1/32 with random mantissas, about what checkpoints hold.
 AnyQuantizedWeights random_weights(const WeightsSpec& spec);
 
+/// [n, k], to be quantised: normal, about as large as a checkpoint's.
+std::vector<float> random_weight(std::int64_t n, std::int64_t k, std::uint64_t seed);
+
 /// [m, ld] 16-bit floats: normal, or with `exact` integers in [-4, 4].
 std::vector<std::uint16_t> random_activations(std::int64_t m, std::int64_t ld, DType dtype,
                                               std::uint64_t seed, bool exact = false);
