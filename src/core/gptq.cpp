@@ -153,7 +153,8 @@ std::vector<std::int32_t> quantization_order(const Hessian& hessian, bool act_or
 /// What all channels share.
 struct Job {
   std::span<const float> weight;  ///< [n, k]
-  std::int64_t n, k, size;        ///< size: of a group
+  std::int64_t n, k;
+  detail::Grouping grouping;
   const GptqOptions& options;
   std::vector<std::int32_t> order;  ///< feature at each place of the order of quantisation
   std::vector<float> u;
@@ -163,7 +164,7 @@ struct Job {
   bool groups_are_static() const { return !options.act_order || options.static_groups; }
   /// Of the place in the order, or of the feature there.
   std::int64_t group_at(std::int64_t place) const {
-    return (groups_are_static() ? order[static_cast<std::size_t>(place)] : place) / size;
+    return (groups_are_static() ? order[static_cast<std::size_t>(place)] : place) / grouping.size;
   }
 };
 
@@ -184,15 +185,17 @@ class ChannelBlock {
         place(c, i) = row[static_cast<std::size_t>(job.order[static_cast<std::size_t>(i)])];
       }
     }
-    quantizers_.resize(static_cast<std::size_t>(channels * job.data.groups()));
-    scratch_.resize(static_cast<std::size_t>(std::min(job.size, job.k)));
+    quantizers_.resize(static_cast<std::size_t>(channels * job.grouping.count));
+    scratch_.resize(static_cast<std::size_t>(std::min(job.grouping.size, job.k)));
     // Out of their order, groups' members are only all at hand before anything has changed.
     if (job.options.act_order && job.options.static_groups) fit_static();
   }
 
   void run() {
     for (std::int64_t i = 0; i < job_.k; ++i) {
-      if (!(job_.options.act_order && job_.options.static_groups) && i % job_.size == 0) fit_at(i);
+      if (!(job_.options.act_order && job_.options.static_groups) && i % job_.grouping.size == 0) {
+        fit_at(i / job_.grouping.size);
+      }
       const std::int64_t feature = job_.order[static_cast<std::size_t>(i)];
       const float* u = job_.u.data() + i * job_.k;
       for (std::int64_t c = 0; c < channels_; ++c) {
@@ -211,7 +214,7 @@ class ChannelBlock {
     return weights_[static_cast<std::size_t>(c * job_.k + i)];
   }
   GroupQuantizer& quantizer_of(std::int64_t c, std::int64_t group) {
-    return quantizers_[static_cast<std::size_t>(c * job_.data.groups() + group)];
+    return quantizers_[static_cast<std::size_t>(c * job_.grouping.count + group)];
   }
   void fit(std::int64_t c, std::int64_t group, std::span<const float> members) {
     GroupQuantizer& quantizer = quantizer_of(c, group);
@@ -222,18 +225,16 @@ class ChannelBlock {
     detail::store_group(job_.data, static_cast<std::size_t>(group * job_.n + first_ + c),
                         quantizer);
   }
-  /// The group that begins at place i, from its weights as they are by now.
-  void fit_at(std::int64_t i) {
-    const auto count = static_cast<std::size_t>(std::min(job_.size, job_.k - i));
-    for (std::int64_t c = 0; c < channels_; ++c) fit(c, i / job_.size, {&place(c, i), count});
+  /// From its weights as they are by now.
+  void fit_at(std::int64_t group) {
+    for (std::int64_t c = 0; c < channels_; ++c) {
+      fit(c, group, job_.grouping.of(&place(c, 0), group));
+    }
   }
   void fit_static() {
     for (std::int64_t c = 0; c < channels_; ++c) {
-      for (std::int64_t g = 0; g < job_.data.groups(); ++g) {
-        const auto begin = static_cast<std::size_t>((first_ + c) * job_.k + g * job_.size);
-        const auto count = static_cast<std::size_t>(std::min(job_.size, job_.k - g * job_.size));
-        fit(c, g, job_.weight.subspan(begin, count));
-      }
+      const float* row = job_.weight.data() + (first_ + c) * job_.k;
+      for (std::int64_t g = 0; g < job_.grouping.count; ++g) fit(c, g, job_.grouping.of(row, g));
     }
   }
 
@@ -300,7 +301,7 @@ AnyQuantizedWeights quantize_gptq(std::span<const float> weight, std::int64_t ou
   Job job{.weight = weight,
           .n = n,
           .k = k,
-          .size = options.group_size == -1 ? k : options.group_size,
+          .grouping = {k, options.group_size},
           .options = options,
           .order = quantization_order(hessian, options.act_order),
           .u = {},
@@ -314,11 +315,11 @@ AnyQuantizedWeights quantize_gptq(std::span<const float> weight, std::int64_t ou
     }
   });
   job.data.qweight = pack(job.codes, k, n, options.bits);
-  if (!job.groups_are_static() && job.data.groups() > 1) {
+  if (!job.groups_are_static() && job.grouping.count > 1) {
     job.data.g_idx.resize(static_cast<std::size_t>(k));
     for (std::int64_t i = 0; i < k; ++i) {
       job.data.g_idx[static_cast<std::size_t>(job.order[static_cast<std::size_t>(i)])] =
-          static_cast<std::int32_t>(i / job.size);
+          static_cast<std::int32_t>(i / job.grouping.size);
     }
   }
   return make_quantized_weights(options.bits, std::move(job.data));
