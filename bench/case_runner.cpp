@@ -27,6 +27,12 @@ ForwardOptions forward_options(const Options& options, Mode mode) {
           .multicast = options.multicast};
 }
 
+PrepareOptions prepare_options(const LayerSpec& spec) {
+  if (spec.zeros == Zeros::gba_packed) return {.packed_statistics = true};
+  if (spec.zeros == Zeros::gba_plain) return {.packed_statistics = false};
+  return {};
+}
+
 // Device bytes of one prepared copy, from above: padding, and statistics that the kernels' layout
 // may hold wider than the checkpoint does.
 std::size_t copy_bytes(const LayerSpec& spec) {
@@ -108,7 +114,7 @@ void CaseRunner::build(const LayerSpec& spec) {
   check(cudaGetDevice(&device));
   for (std::size_t i = 0; i < count; ++i) {
     copies_.emplace_back(weights, Device::cuda(device), spec.dtype, stream_.get());
-    copies_.back().prepare_params(stream_.get());
+    copies_.back().prepare_params(prepare_options(spec), stream_.get());
   }
   stream_.synchronize();
   built_ = spec;

@@ -64,26 +64,62 @@ constexpr const char* to_string(Mode mode) noexcept {
   return mode == Mode::isolated ? "isolated" : "chained";
 }
 
+/// What a layer's zeros are; in options and results by these names.
+enum class Zeros : std::uint8_t {
+  integer,
+  affine,
+  none,
+  gba,         ///< affine, double-quantised with the scales; packed or not as the plan chooses,
+  gba_packed,  ///< packed,
+  gba_plain    ///< decoded once
+};
+
+struct NamedZeros {
+  std::string_view name;
+  Zeros zeros;
+};
+inline constexpr NamedZeros kZeros[] = {
+    {"int", Zeros::integer}, {"affine", Zeros::affine},         {"none", Zeros::none},
+    {"gba", Zeros::gba},     {"gba-packed", Zeros::gba_packed}, {"gba-plain", Zeros::gba_plain}};
+
+constexpr std::string_view to_string(Zeros zeros) noexcept {
+  for (const NamedZeros& named : kZeros) {
+    if (named.zeros == zeros) return named.name;
+  }
+  return {};
+}
+constexpr bool double_quantized(Zeros zeros) noexcept {
+  return zeros == Zeros::gba || zeros == Zeros::gba_packed || zeros == Zeros::gba_plain;
+}
+constexpr ZeroKind kind_of(Zeros zeros) noexcept {
+  return zeros == Zeros::integer ? ZeroKind::integer
+         : zeros == Zeros::none  ? ZeroKind::none
+                                 : ZeroKind::affine;
+}
+
 /// A layer to be built.
 struct LayerSpec {
   Shape shape;
   int bits = 4;
   DType dtype = DType::f16;
-  ZeroKind zeros = ZeroKind::integer;
+  Zeros zeros = Zeros::integer;
   int group_size = 128;
   bool operator==(const LayerSpec&) const = default;
+
+  static constexpr int kDqGroupSize = 32;  ///< of double-quantised statistics
 
   std::int64_t groups() const noexcept {
     return group_size == -1 ? 1 : ceil_div(shape.k, group_size);
   }
   /// Bytes of codes, scales and zeros as a checkpoint stores them.
   double packed_bytes() const noexcept {
-    const double zero_bytes = zeros == ZeroKind::integer  ? bits / 8.0
-                              : zeros == ZeroKind::affine ? 4.0
-                                                          : 0.0;
+    const double statistic_bytes = zeros == Zeros::integer   ? 2.0 + bits / 8.0
+                                   : zeros == Zeros::affine  ? 6.0
+                                   : double_quantized(zeros) ? 1.0 + 8.0 / kDqGroupSize
+                                                             : 2.0;
     const auto n = static_cast<double>(shape.n);
     return n * static_cast<double>(shape.k) * bits / 8.0 +
-           n * static_cast<double>(groups()) * (2.0 + zero_bytes);
+           n * static_cast<double>(groups()) * statistic_bytes;
   }
 };
 
@@ -103,10 +139,8 @@ struct Case {
   }
 };
 
-/// "w4 f16 int g128 8192x8192 M=8 isolated"; int is ZeroKind::integer's option name.
+/// "w4 f16 int g128 8192x8192 M=8 isolated".
 std::string to_string(const Case& c);
-/// Name of --zeros: "int", "affine", "none".
-const char* option_name(ZeroKind zeros) noexcept;
 
 /// One measured case. Times are medians, us.
 struct Row {

@@ -12,8 +12,11 @@
 namespace mpq::bench {
 namespace {
 
-const std::map<std::string, ZeroKind> kZeroNames{
-    {"int", ZeroKind::integer}, {"affine", ZeroKind::affine}, {"none", ZeroKind::none}};
+const std::map<std::string, Zeros> kZeroNames = [] {
+  std::map<std::string, Zeros> names;
+  for (const NamedZeros& named : kZeros) names.emplace(named.name, named.zeros);
+  return names;
+}();
 const std::map<std::string, DType> kDTypeNames{{"f16", DType::f16}, {"bf16", DType::bf16}};
 const std::map<std::string, Mode> kModeNames{{"isolated", Mode::isolated},
                                              {"chained", Mode::chained}};
@@ -54,12 +57,8 @@ std::vector<std::string> model_names() {
 std::string to_string(const Case& c) {
   const LayerSpec& l = c.layer;
   return fmt::format("w{} {} {} g{} {}x{} M={} {}", l.bits, mpq::to_string(l.dtype),
-                     option_name(l.zeros), l.group_size, l.shape.n, l.shape.k, c.m,
+                     to_string(l.zeros), l.group_size, l.shape.n, l.shape.k, c.m,
                      to_string(c.mode));
-}
-
-const char* option_name(ZeroKind zeros) noexcept {
-  return zeros == ZeroKind::integer ? "int" : mpq::to_string(zeros);
 }
 
 ParsedOptions parse_options(int argc, char** argv) {
@@ -179,7 +178,7 @@ ParsedOptions parse_options(int argc, char** argv) {
 std::vector<Case> enumerate_cases(const Options& o) {
   std::vector<Case> cases;
   for (const DType dtype : o.dtypes) {
-    for (const ZeroKind zeros : o.zeros) {
+    for (const Zeros zeros : o.zeros) {
       for (const int group : o.groups) {
         for (const int bits : o.bits) {
           for (const Shape& shape : o.shapes) {

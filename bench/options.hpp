@@ -15,7 +15,7 @@ struct Options {
   std::vector<std::int64_t> batches;
   std::vector<int> bits;
   std::vector<int> groups;
-  std::vector<ZeroKind> zeros;
+  std::vector<Zeros> zeros;
   std::vector<DType> dtypes;
   std::vector<Mode> modes;
   bool act_order = false;

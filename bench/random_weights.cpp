@@ -39,6 +39,25 @@ std::uint16_t random_scale(std::uint64_t random, DType dtype) {
                                                         : (127u - 6u) << 7 | (bits & 0x7fu));
 }
 
+// Scales in [2^-6, 2^-5), affine zeros in (-range, 0].
+DoubleQuantized random_statistics(const LayerSpec& spec, float range, std::uint64_t seed) {
+  const auto n = static_cast<std::size_t>(spec.shape.n);
+  const std::size_t groups = static_cast<std::size_t>(spec.groups());
+  const std::size_t parts = groups * n / LayerSpec::kDqGroupSize;
+  const auto all = [&](float value) {
+    return std::vector<std::uint16_t>(parts, from_float(value, spec.dtype));
+  };
+  DoubleQuantized dq{.dq_group_size = LayerSpec::kDqGroupSize,
+                     .codes = {},
+                     .scale_scales = all(0x1p-10f),
+                     .scale_zeros = all(-16.f),
+                     .zero_scales = all(range / 16),
+                     .zero_zeros = all(0.f)};
+  fill(dq.codes, groups * n, seed,
+       [](std::uint64_t random) { return static_cast<std::uint8_t>(random >> 56); });
+  return dq;
+}
+
 // Even over [0, 1).
 float random_unit(std::uint64_t random) {
   return static_cast<float>(random >> 40) * 0x1p-24f;
@@ -53,7 +72,7 @@ AnyQuantizedWeights make_random_weights(const LayerSpec& spec, bool act_order, b
   w.out_features = spec.shape.n;
   w.group_size = spec.group_size;
   w.dtype = spec.dtype;
-  w.zero_kind = spec.zeros;
+  w.zero_kind = kind_of(spec.zeros);
 
   const auto n = static_cast<std::size_t>(spec.shape.n);
   const auto words = static_cast<std::size_t>(ceil_div(spec.shape.k * spec.bits, 32)) * n;
@@ -63,15 +82,19 @@ AnyQuantizedWeights make_random_weights(const LayerSpec& spec, bool act_order, b
   // Every pattern of bits is a code.
   fill(w.qweight, words, stream(0),
        [](std::uint64_t random) { return static_cast<std::uint32_t>(random >> 32); });
-  fill(w.scales, statistics, stream(1),
-       [&](std::uint64_t random) { return random_scale(random, spec.dtype); });
   const std::uint64_t zero_count = (std::uint64_t{1} << spec.bits) + 1;  // 0 ... 2^bits
-  if (spec.zeros == ZeroKind::integer) {
+  const auto range = static_cast<float>(zero_count - 1) / 64.0f;  // of affine zeros, downwards
+  if (double_quantized(spec.zeros)) {
+    w.double_quantized = random_statistics(spec, range, stream(1));
+  } else {
+    fill(w.scales, statistics, stream(1),
+         [&](std::uint64_t random) { return random_scale(random, spec.dtype); });
+  }
+  if (spec.zeros == Zeros::integer) {
     fill(w.zeros, statistics, stream(2), [&](std::uint64_t random) {
       return static_cast<std::uint16_t>((random >> 32) % zero_count);
     });
-  } else if (spec.zeros == ZeroKind::affine) {
-    const auto range = static_cast<float>(zero_count - 1) / 64.0f;
+  } else if (spec.zeros == Zeros::affine) {
     fill(w.affine_zeros, statistics, stream(2),
          [&](std::uint64_t random) { return -range * random_unit(random); });
   }

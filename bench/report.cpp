@@ -22,7 +22,7 @@ bool same_block(const Case& a, const Case& b) {
 
 std::string block_title(const Case& c) {
   return fmt::format("w{} {} {} g{} {}", c.layer.bits, mpq::to_string(c.layer.dtype),
-                     option_name(c.layer.zeros), c.layer.group_size, to_string(c.mode));
+                     to_string(c.layer.zeros), c.layer.group_size, to_string(c.mode));
 }
 
 std::vector<Case> blocks_of(const std::vector<Row>& rows) {
@@ -116,7 +116,7 @@ using Json = nlohmann::ordered_json;
 Json spec_json(const LayerSpec& spec) {
   return {{"bits", spec.bits},
           {"dtype", mpq::to_string(spec.dtype)},
-          {"zeros", option_name(spec.zeros)},
+          {"zeros", to_string(spec.zeros)},
           {"group", spec.group_size},
           {"N", spec.shape.n},
           {"K", spec.shape.k}};

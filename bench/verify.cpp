@@ -37,7 +37,11 @@ std::vector<std::int64_t> sample_indices(std::int64_t count, std::int64_t first,
 }  // namespace
 
 Verifier::Verifier(const AnyQuantizedWeights& weights, const Stream& stream) : stream_(stream) {
-  const WeightsData& w = data_of(weights);
+  // Statistics decoded, the codes left where they are.
+  WeightsData plain;
+  const WeightsData& given = data_of(weights);
+  if (given.double_quantized) plain = given, decompress(plain);
+  const WeightsData& w = given.double_quantized ? plain : given;
   weights_ = {.qweight = upload(w.qweight),
               .scales = upload(w.scales),
               .zeros = upload(w.zeros),

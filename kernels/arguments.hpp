@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+struct uint2;
 struct uint4;
 
 namespace mpq::kernels {
@@ -16,9 +17,13 @@ struct ForwardArguments {
   const uint4* qweight;         ///< KernelLayout
   const std::uint16_t* scales;  ///< [kernel groups, n_padded] by parameter_position, f16 or bf16
   const void* zeros;            ///< ZeroCode, the same order, rows zeros_stride apart; null: affine
-  const float* affine_zeros;    ///< the same shape and order; null: not affine
-  const float* bias;            ///< [n] or null
-  int zeros_stride;             ///< n_padded, or 0 where all groups have the same (symmetric)
+  const float* affine_zeros;    ///< the same shape and order; null: not affine, or packed
+  /// Packed statistics in place of scales and affine zeros, of the activations' type: a code as in
+  /// DoubleQuantized::Kind::scale_and_zero, in the order of scales; null: none.
+  const std::uint8_t* statistics;
+  const uint2* statistic_bases;  ///< [kernel groups, n_padded / 32], see StatisticPair
+  const float* bias;             ///< [n] or null
+  int zeros_stride;              ///< n_padded, or 0 where all groups have the same (symmetric)
   int m, n, k;
   int k_padded, n_padded;
   int group_shift;       ///< log2 of a kernel group's columns; 31: one group

@@ -54,7 +54,6 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   const int warp_n = warp & ((1 << args.warps_n_shift) - 1), warp_k = warp >> args.warps_n_shift;
   const auto columns = static_cast<int>(static_cast<unsigned>(args.n_padded) / C.tile_n);
   const int first_column = static_cast<int>(blockIdx.x >> args.cluster_shift) << args.warps_n_shift;
-  const int m0 = static_cast<int>(blockIdx.y) * C.tile_m;
   const KSplit split{static_cast<int>(static_cast<unsigned>(args.k_padded) / Layout::kBlockK),
                      C.warps() >> args.warps_n_shift,
                      args.chunks,
@@ -62,10 +61,8 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                      static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
                      args.part};
 
-  const int rows = min(args.m - m0, C.tile_m);
-  ActivationSlice<C> x(args, storage, slice, m0, rows);
-  float* inbox = reinterpret_cast<float*>(slice + decode_slice_bytes(C, args.m, args.x_pitch));
-  TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0, rows);
+  ActivationSlice<C> x(args, storage, slice);
+  TileReduction<T, C> reduction(args, storage, slice);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -100,13 +97,13 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   };
   complete_x(0);
 #pragma unroll 1
-  for (int column = first_column; column < columns; column += args.column_stride) {
+  while (reduction.column() < columns) {
     sums.clear();
     const int chunks = kGeneral ? args.chunks : 1;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if (chunks > 1) {
-        if (chunk > 0 || column != first_column) {
+        if (chunk > 0 || !reduction.at_first()) {
           ptx::fence_proxy_async();  // what was written there may be copied to
           __syncthreads();           // the chunk before has been read
           start_x(chunk);
@@ -115,7 +112,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
         sums.resume();
       }
       const int begin = split.part_begin(chunk, warp_k), end = split.part_begin(chunk, warp_k + 1);
-      if (begin != end && column + warp_n < columns) {
+      if (begin != end && reduction.column() + warp_n < columns) {
         const unsigned char* pair[kTilesM];
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) pair[m] = part_of_x(chunk, m);
@@ -174,7 +171,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
       }
       sums.finish();
     }
-    reduction.publish(column, [&](auto& target, int of_lane) { sums.store(target, of_lane); });
+    reduction.publish([&](auto& target, int of_lane) { sums.store(target, of_lane); });
   }
   reduction.finish();
   reduction.leave();
@@ -192,7 +189,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   const bool general =
-      args.affine_zeros != nullptr || args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
+      args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
   if constexpr (multiplies_digits(C)) {
     constexpr int kAll = DigitShape<WBits>::kUnitProducts, kFew = WBits == 8 ? 1 : 2;
     const int group = 1 << min(args.group_shift, 30);

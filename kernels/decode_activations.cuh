@@ -17,9 +17,8 @@ template <KernelConfig C>
 class ActivationSlice {
  public:
   __device__ __forceinline__ ActivationSlice(const ForwardArguments& args,
-                                             DecodeStorage<C>& storage, unsigned char* shared,
-                                             int m0, int rows)
-      : args_(args), arrived_(&storage.x_arrived), shared_(shared), m0_(m0), rows_(rows) {}
+                                             DecodeStorage<C>& storage, unsigned char* shared)
+      : args_(args), arrived_(&storage.x_arrived), shared_(shared) {}
 
   /// The slice is columns [first, first + columns), zero past x: for the CTA's first warp, when the
   /// slice before has been read and x may be read.
@@ -46,12 +45,20 @@ class ActivationSlice {
   /// Where a lane's ldmatrix of the first pair of k-steps begins, for n = 8 tile m. Rows past x are
   /// its last one: what comes of that reaches only rows of y that are not there.
   __device__ __forceinline__ const unsigned char* of_lane(int lane, int m) const {
-    return shared_ + min(8 * m + lane % 8, rows_ - 1) * args_.x_pitch + lane / 8 * 16;
+    return shared_ + min(8 * m + lane % 8, rows() - 1) * args_.x_pitch + lane / 8 * 16;
   }
 
  private:
+  // Found out anew, not held through the main loop.
+  __device__ __forceinline__ int first_row() const {
+    return ptx::opaque(static_cast<int>(blockIdx.y)) * args_.tile_rows;
+  }
+  __device__ __forceinline__ int rows() const {
+    return min(args_.m - first_row(), args_.tile_rows);
+  }
   __device__ __forceinline__ const std::uint16_t* row_of_x(int first) const {
-    return static_cast<const std::uint16_t*>(args_.x) + m0_ * args_.ldx + first;
+    return static_cast<const std::uint16_t*>(args_.x) + std::int64_t{first_row()} * args_.ldx +
+           first;
   }
   // Columns that are copied 16 bytes and more at a time: all but what is past x, if rows are
   // aligned.
@@ -62,7 +69,8 @@ class ActivationSlice {
   }
   // Columns [from, to), of which those below `valid` are of x.
   __device__ __forceinline__ void fill(const std::uint16_t* x, int from, int valid, int to) const {
-    for (int row = 0; row < rows_; ++row) {
+    const int count = rows();
+    for (int row = 0; row < count; ++row) {
 #pragma unroll 4
       for (int i = from + static_cast<int>(threadIdx.x); i < to; i += C.threads()) {
         *reinterpret_cast<std::uint16_t*>(shared_ + row * args_.x_pitch + 2 * i) =
@@ -75,9 +83,9 @@ class ActivationSlice {
   __device__ __forceinline__ void start_copy(const std::uint16_t* x, int columns) {
     static_assert(C.tile_m <= 32);
     const int row = static_cast<int>(threadIdx.x);
-    if (row == 0) ptx::mbarrier_arrive_expect_tx(arrived_, rows_ * columns * 2);
+    if (row == 0) ptx::mbarrier_arrive_expect_tx(arrived_, rows() * columns * 2);
     __syncwarp();
-    if (row < rows_) {
+    if (row < rows()) {
       ptx::cp_async_bulk(shared_ + row * args_.x_pitch, x + row * args_.ldx, 2 * columns, arrived_);
     }
   }
@@ -87,7 +95,8 @@ class ActivationSlice {
   }
 #else
   __device__ __forceinline__ void copy(const std::uint16_t* x, int columns) const {
-    for (int row = 0; row < rows_; ++row) {
+    const int count = rows();
+    for (int row = 0; row < count; ++row) {
 #pragma unroll 4
       for (int i = static_cast<int>(threadIdx.x); i < columns / 8; i += C.threads()) {
         *reinterpret_cast<uint4*>(shared_ + row * args_.x_pitch + 16 * i) =
@@ -99,7 +108,6 @@ class ActivationSlice {
   const ForwardArguments& args_;
   std::uint64_t* arrived_;
   unsigned char* shared_;
-  int m0_, rows_;
   std::uint32_t phase_ = 0;
 };
 

@@ -222,10 +222,16 @@ class DigitParameters {
     // than that.
     if (lane_ > 0 && lane_ < units) {
       const int column = first + lane_ * Shape::kUnitK;
-      ptx::prefetch_l2(args_.scales + at(column, args_.n_padded));
-      if (args_.affine_zeros != nullptr) {
-        ptx::prefetch_l2(args_.affine_zeros + at(column, args_.n_padded));
+      const std::uint32_t parameter = at(column, args_.n_padded);
+      if (args_.statistics != nullptr) {
+        ptx::prefetch_l2(args_.statistics + parameter);
+        ptx::prefetch_l2(args_.statistic_bases + statistic_base_of(parameter));
       } else {
+        ptx::prefetch_l2(args_.scales + parameter);
+      }
+      if (args_.affine_zeros != nullptr) {
+        ptx::prefetch_l2(args_.affine_zeros + parameter);
+      } else if (args_.zeros != nullptr) {
         ptx::prefetch_l2(static_cast<const ZeroCode<WBits>*>(args_.zeros) +
                          at(column, args_.zeros_stride));
       }
@@ -286,13 +292,17 @@ class DigitSums {
     const auto sum = [&](int i) {
       return sums_[i / 2][i % 2 * 2] + (sums_[i / 2][i % 2 * 2 + 1] << 8);
     };
-    if (args.affine_zeros != nullptr) {
+    if (args.zeros == nullptr) {
       const auto x_float = static_cast<float>(x);
+      static_for<kTiles>([&]<int kTile>() {
+        const AffinePair pair = own.template affine_pair<kTile>(args);
 #pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) {
-        total_[i] = __fmaf_rn(own.affine(i / 2, i % 2), x_float, total_[i]);
-        total_[i] = __fmaf_rn(own.scale(args, i / 2, i % 2), static_cast<float>(sum(i)), total_[i]);
-      }
+        for (int h = 0; h < 2; ++h) {
+          float& total = total_[2 * kTile + h];
+          total = __fmaf_rn(pair.affine[h], x_float, total);
+          total = __fmaf_rn(pair.scale[h], static_cast<float>(sum(2 * kTile + h)), total);
+        }
+      });
     } else {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
@@ -352,10 +362,9 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   const int slice_begin = split.part_begin(0, 0), begin = split.part_begin(0, warp_k),
             end = split.part_begin(0, warp_k + 1);
 
-  ActivationSlice<C> x(args, storage, slice, m0, rows);
+  ActivationSlice<C> x(args, storage, slice);
   const DigitSlice<WBits, T> digits(args, slice);
-  float* inbox = reinterpret_cast<float*>(slice + decode_slice_bytes(C, slots, args.x_pitch));
-  TileReduction<T, C> reduction(args, storage, inbox, split.rank, m0, rows);
+  TileReduction<T, C> reduction(args, storage, slice);
   const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
   const auto start_x = [&] {
     if (warp == 0) {
@@ -423,7 +432,7 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
       }
     }
     reduction.publish(
-        column, [&](auto& target, int of_lane) { sums.store(target, fixed, halves, of_lane); });
+        [&](auto& target, int of_lane) { sums.store(target, fixed, halves, of_lane); });
   }
   reduction.finish();
   reduction.leave();

@@ -21,10 +21,10 @@ class TileReduction {
  public:
   static constexpr int kWarpN = DecodeStorage<C>::kWarpN;
 
-  /// inbox: [2][rank][element of the part], after the slice of x.
+  /// slice: of x. The inboxes follow it: [2][rank][element of the part].
   __device__ __forceinline__ TileReduction(const ForwardArguments& args, DecodeStorage<C>& storage,
-                                           float* inbox, int rank, int m0, int rows)
-      : args_(args), storage_(storage), inbox_(inbox), rank_(rank), m0_(m0), rows_(rows) {
+                                           unsigned char* slice)
+      : args_(args), storage_(storage), slice_(slice) {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&storage_.arrived[0], 1);
       ptx::mbarrier_init(&storage_.arrived[1], 1);
@@ -34,10 +34,15 @@ class TileReduction {
     if (args.cluster_shift > 0) ptx::barrier_cluster_arrive_relaxed();
   }
 
+  /// Whether no tile has been published.
+  __device__ __forceinline__ bool at_first() const { return tiles_ == 0; }
+  /// First column of the tile that is to be published next.
+  __device__ __forceinline__ int column() const { return column_of(tiles_); }
+
   /// Adds the sums of the CTA's warps, in their order, and sends them to their owners.
   /// store(sums, lane): writes a warp's sums [row][channel of the column].
   template <class Store>
-  __device__ __forceinline__ void publish(int column, const Store& store_sums) {
+  __device__ __forceinline__ void publish(const Store& store_sums) {
     // Not worth registers throughout the main loop.
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x));
     const int warps_n_shift = ptx::opaque(args_.warps_n_shift);
@@ -53,10 +58,10 @@ class TileReduction {
       ptx::barrier_cluster_arrive_relaxed();
     }
     __syncthreads();
-    column_ = column;
+    const int rank = this->rank(), column = column_of(tiles_);
     const int part = count >> args_.cluster_shift;
     std::uint64_t* arrived = &storage_.arrived[tiles_ & 1];
-    float* inbox = inbox_ + (tiles_ & 1) * count + rank_ * part;
+    float* inbox = inboxes() + (tiles_ & 1) * count + rank * part;
     if (!alone && threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect_tx(arrived, 4 * count);
     }
@@ -70,34 +75,33 @@ class TileReduction {
         if (w < C.warps()) sum += sums[w][place.m][place.n];
       }
       if (alone) {
-        store(place, sum);
+        store(column, place, sum);
       } else {
         ptx::st_async(inbox + (i & (part - 1)), sum, arrived,
                       i >> (count_shift - args_.cluster_shift));
       }
     }
     __syncthreads();  // the warps' sums may be written again
-    published_ = !alone;
     ++tiles_;
   }
 
-  /// Writes y of the tile that was published last, if that is left to be done.
+  /// Writes y of the tile that was published last, if that is left to be done. Once for each.
   __device__ __forceinline__ void finish() {
-    if (!published_) return;
-    published_ = false;
+    if (tiles_ == 0 || args_.cluster_shift == 0) return;
     const int last = tiles_ - 1;
     ptx::mbarrier_wait(&storage_.arrived[last & 1], static_cast<unsigned>(last / 2) & 1u);
     const int warps_n_shift = ptx::opaque(args_.warps_n_shift);
     const int count = 1 << element_shift(warps_n_shift), part = count >> args_.cluster_shift;
-    const float* inbox = inbox_ + (last & 1) * count;
+    const float* inbox = inboxes() + (last & 1) * count;
+    const int rank = this->rank(), column = column_of(last);
 #pragma unroll 1
     for (int i = ptx::opaque(static_cast<int>(threadIdx.x)); i < part; i += C.threads()) {
       float sum = 0.f;
 #pragma unroll
-      for (int rank = 0; rank < 8; ++rank) {
-        if (rank < 1 << args_.cluster_shift) sum += inbox[rank * part + i];
+      for (int from = 0; from < 8; ++from) {
+        if (from < 1 << args_.cluster_shift) sum += inbox[from * part + i];
       }
-      store(Place(rank_ * part + i, warps_n_shift), sum);
+      store(column, Place(rank * part + i, warps_n_shift), sum);
     }
     __syncwarp();
   }
@@ -120,18 +124,31 @@ class TileReduction {
   __device__ __forceinline__ int element_shift(int warps_n_shift) const {
     return args_.slots_shift + (kWarpN == 64 ? 6 : 5) + warps_n_shift;
   }
-  __device__ __forceinline__ void store(const Place& place, float sum) const {
-    const int channel = (column_ + place.warp) * kWarpN + place.n;
-    if (channel >= args_.n || place.m >= rows_) return;
+  // What a tile's end needs to know of its place is found out anew, not held through the main loop.
+  __device__ __forceinline__ int rank() const {
+    return ptx::opaque(static_cast<int>(blockIdx.x)) & ((1 << args_.cluster_shift) - 1);
+  }
+  __device__ __forceinline__ float* inboxes() const {
+    return reinterpret_cast<float*>(
+        slice_ + decode_slice_bytes(C, 1 << args_.slots_shift, ptx::opaque(args_.x_pitch)));
+  }
+  // First column of the CTA's tile number `tile`.
+  __device__ __forceinline__ int column_of(int tile) const {
+    const int first = ptx::opaque(static_cast<int>(blockIdx.x)) >> args_.cluster_shift;
+    return (first << args_.warps_n_shift) + tile * args_.column_stride;
+  }
+  __device__ __forceinline__ void store(int column, const Place& place, float sum) const {
+    const int channel = (column + place.warp) * kWarpN + place.n;
+    const int row = static_cast<int>(blockIdx.y) * args_.tile_rows + place.m;
+    if (channel >= args_.n || row >= args_.m || place.m >= args_.tile_rows) return;
     if (args_.bias != nullptr) sum += __ldg(args_.bias + channel);
-    static_cast<Scalar<T>*>(
-        args_.y)[static_cast<std::int64_t>(m0_ + place.m) * args_.ldy + channel] = round_to<T>(sum);
+    static_cast<Scalar<T>*>(args_.y)[static_cast<std::int64_t>(row) * args_.ldy + channel] =
+        round_to<T>(sum);
   }
   const ForwardArguments& args_;
   DecodeStorage<C>& storage_;
-  float* inbox_;
-  int rank_, m0_, rows_, column_ = 0, tiles_ = 0;
-  bool published_ = false;
+  unsigned char* slice_;
+  int tiles_ = 0;
 };
 
 }  // namespace mpq::kernels

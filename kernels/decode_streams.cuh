@@ -9,6 +9,7 @@
 #include "group_parameters.cuh"
 #include "mpq/layout.hpp"
 #include "ptx/memory.cuh"
+#include "statistics.cuh"
 
 namespace mpq::kernels {
 
@@ -86,6 +87,11 @@ class WeightStream {
   uint4* ring_;
 };
 
+/// Scales of two channels, and what is added for every unit of x.
+struct AffinePair {
+  float scale[2], affine[2];
+};
+
 /// Parameters of a lane's channels in one group, as stored: two neighbours of each tile. kGeneral:
 /// of any kind; else integer zeros, and scales of the activations' type.
 template <int WBits, DType T, int kTiles, bool kGeneral>
@@ -98,6 +104,7 @@ struct LaneParameters {
   static __device__ __forceinline__ constexpr unsigned first_byte(int t, int h) {
     return static_cast<unsigned>(kWide ? 2 * h : (2 * t + h) % 4);
   }
+  /// Packed statistics have their codes here and their bases in zeros.
   std::uint32_t scales[kTiles];
   /// Packed ZeroCodes, in the first kZeroWords, or the bits of affine zeros.
   std::uint32_t zeros[kGeneral ? 2 * kTiles : kZeroWords];
@@ -109,12 +116,32 @@ struct LaneParameters {
   /// Reads them, kind by kind: `at` is the place of the lane's channels in scales and affine zeros.
   __device__ __forceinline__ void load(const ForwardArguments& args, std::uint32_t at,
                                        std::uint32_t zero_at) {
+    if constexpr (kGeneral) {
+      if (args.statistics != nullptr) {
+        load_words<kTiles / 2>(scales, args.statistics + at);
+        load_words<kTiles>(zeros, args.statistic_bases + statistic_base_of(at));
+        return;
+      }
+    }
     load_words<kTiles>(scales, args.scales + at);
     if (kGeneral && args.affine_zeros != nullptr) {
       load_words<kGeneral ? 2 * kTiles : kZeroWords>(zeros, args.affine_zeros + at);
     } else {
       load_words<kZeroWords>(zeros, static_cast<const ZeroCode<WBits>*>(args.zeros) + zero_at);
     }
+  }
+  /// Of tile kTile where zeros are affine.
+  template <int kTile>
+  __device__ __forceinline__ AffinePair affine_pair(const ForwardArguments& args) const {
+    static_assert(kGeneral && (kTiles == 2 || kTiles == 4));
+    if (args.statistics == nullptr) {
+      return {{scale(args, kTile, 0), scale(args, kTile, 1)},
+              {__uint_as_float(zeros[2 * kTile]), __uint_as_float(zeros[2 * kTile + 1])}};
+    }
+    const auto pair = StatisticPair<T>::template of<2 * (kTile % 2)>(
+        scales[kTile / 2], {zeros[kTile / 2 * 2], zeros[kTile / 2 * 2 + 1]});
+    const float2 scale = to_float2<T>(pair.scale), affine = pair.affine();
+    return {{scale.x, scale.y}, {affine.x, affine.y}};
   }
   /// An integer zero.
   __device__ __forceinline__ int zero(int t, int h) const {
@@ -135,11 +162,6 @@ struct LaneParameters {
     return kBase -
            __uint_as_float(__byte_perm(zeros[word_of_zero(t, h)], 0x4b000000u,
                                        0x7500u + (kWide ? (first + 1) * 16 : 0x40u) + first));
-  }
-  /// What is added for every unit of x, if zeros are affine.
-  __device__ __forceinline__ float affine(int t, int h) const {
-    static_assert(kGeneral);
-    return __uint_as_float(zeros[2 * t + h]);
   }
 };
 

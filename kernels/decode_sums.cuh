@@ -185,30 +185,23 @@ class DecodeAccumulator {
         for (int j = 0; j < 2; ++j) x_sum[m][j] = sum_of_x_[m][j] * unit_of(m, j);
       }
     }
+    if (kGeneral && args.zeros == nullptr) {
+      if constexpr (kGeneral) {
+        static_for<kTiles>([&]<int kTile>() {
+          const AffinePair pair = own.template affine_pair<kTile>(args);
+          for_each_sum(kTile, [&](float& value, float sum, int h, int m, int j) {
+            value = __fmaf_rn(pair.affine[h], x_sum[m][j], value);
+            value = __fmaf_rn(pair.scale[h], sum, value);
+          });
+        });
+      }
+    } else {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float scale = own.scale(args, t, h);
-        const bool affine = kGeneral && args.affine_zeros != nullptr;
-#pragma unroll
-        for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            float& value = total[t][m][2 * h + j];
-            float sum = sums_[t][m][2 * h + j];
-            if constexpr (!kSubtracts) {
-              if (affine) {
-                if constexpr (kGeneral) {
-                  value = __fmaf_rn(own.affine(t, h), x_sum[m][j], value);
-                }
-              } else {
-                sum = __fmaf_rn(own.minus_zero(t, h), x_sum[m][j], sum);
-              }
-            }
-            value = __fmaf_rn(scale, sum, value);
-          }
-        }
+      for (int t = 0; t < kTiles; ++t) {
+        for_each_sum(t, [&](float& value, float sum, int h, int m, int j) {
+          if constexpr (!kSubtracts) sum = __fmaf_rn(own.minus_zero(t, h), x_sum[m][j], sum);
+          value = __fmaf_rn(own.scale(args, t, h), sum, value);
+        });
       }
     }
     if constexpr (!kSubtracts) parameters.advance();
@@ -282,6 +275,18 @@ class DecodeAccumulator {
   float total[kTiles][kTilesM][4];
 
  private:
+  // add(total, sum of the group, h, m, j) for all of a tile.
+  template <class Add>
+  __device__ __forceinline__ void for_each_sum(int t, const Add& add) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int m = 0; m < kTilesM; ++m) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) add(total[t][m][2 * h + j], sums_[t][m][2 * h + j], h, m, j);
+      }
+    }
+  }
   __device__ __forceinline__ float unit_of(int m, int j) const {
     constexpr float kQuantum = T == DType::f16 ? 0x1p-24f : 0x1p-133f;
     return Codes::kScalesX ? float_power(raise_[m][j]) * kQuantum : kQuantum;

@@ -6,6 +6,7 @@
 #include "arguments.hpp"
 #include "dequant.cuh"
 #include "mpq/layout.hpp"
+#include "statistics.cuh"
 
 namespace mpq::kernels {
 
@@ -18,6 +19,12 @@ class TileParameters {
   __device__ __forceinline__ void load(const ForwardArguments& args, int group, int position) {
     using Zero = ZeroCode<WBits>;
     const std::int64_t at = static_cast<std::int64_t>(group) * args.n_padded + position;
+    if (args.statistics != nullptr) {
+      scales_ = __ldg(reinterpret_cast<const std::uint16_t*>(args.statistics + at));
+      const uint2 base = __ldg(args.statistic_bases + statistic_base_of(at));
+      zeros_[0] = base.x, zeros_[1] = base.y;
+      return;
+    }
     scales_ = __ldg(reinterpret_cast<const std::uint32_t*>(args.scales + at));
     if (args.zeros != nullptr) {
       const Zero* zeros = static_cast<const Zero*>(args.zeros) +
@@ -33,6 +40,16 @@ class TileParameters {
     }
   }
 
+  /// From as they are stored to as they are used; when they have arrived.
+  template <DType T>
+  __device__ __forceinline__ void decode(const ForwardArguments& args) {
+    if (args.statistics == nullptr) return;
+    const auto pair = StatisticPair<T>::template of<0>(scales_, {zeros_[0], zeros_[1]});
+    scales_ = pair.scale_bits();
+    const float2 affine = pair.affine();
+    zeros_[0] = __float_as_uint(affine.x), zeros_[1] = __float_as_uint(affine.y);
+  }
+
   __device__ __forceinline__ std::uint16_t scale_bits(int h) const {
     return static_cast<std::uint16_t>(scales_ >> (16 * h));
   }
@@ -41,7 +58,7 @@ class TileParameters {
   }
   /// What to subtract from codes.
   __device__ __forceinline__ int code_zero(const ForwardArguments& args, int h) const {
-    if (args.affine_zeros != nullptr) return 0;
+    if (args.zeros == nullptr) return 0;
     return static_cast<int>(zeros_[0] >> (kZeroBits * h) & ((1u << kZeroBits) - 1));
   }
   /// What to add to s * q, where zeros are affine.
@@ -49,6 +66,7 @@ class TileParameters {
 
  private:
   static constexpr int kZeroBits = 8 * static_cast<int>(sizeof(ZeroCode<WBits>));
+  // Until decode(), packed statistics are a pair of codes, and their base in zeros_.
   std::uint32_t scales_;
   std::uint32_t zeros_[2];  // two integers in the first, or the bits of two affine zeros
 };
@@ -65,6 +83,10 @@ struct GroupParameters {
       tile[t].load(args, group, static_cast<int>(parameter_position(channel + 16 * t)));
     }
   }
+  __device__ __forceinline__ void decode(const ForwardArguments& args) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) tile[t].template decode<T>(args);
+  }
   __device__ __forceinline__ typename Codes<WBits, T>::Zero code_zero(const ForwardArguments& args,
                                                                       int t, int h) const {
     return Codes<WBits, T>::zero(tile[t].code_zero(args, h));
@@ -75,7 +97,7 @@ struct GroupParameters {
   }
   /// What to add to s * q; 0 unless zeros are affine.
   __device__ __forceinline__ float affine(const ForwardArguments& args, int t, int h) const {
-    return args.affine_zeros != nullptr ? tile[t].affine(h) : 0.f;
+    return args.zeros == nullptr ? tile[t].affine(h) : 0.f;
   }
 };
 

@@ -106,7 +106,7 @@ class PrefillWarp {
         // A tile may end past the last channel strip; what is computed there is not stored.
         channel_(min(n0, args.n_padded - kWarpN) + lane / 4),
         blocks_k_(args.k_padded / Layout::kBlockK),
-        wide_(args.affine_zeros != nullptr || args.scales_are_bf16 != (T == DType::bf16)),
+        wide_(args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16)),
         plain_(!wide_ && (1u << args.group_shift) >= kStageK) {
     const int n = min(n0, args.n_padded - kWarpN);
     weights_ = args.qweight +
@@ -209,6 +209,7 @@ class PrefillWarp {
 
   __device__ __forceinline__ void begin_group(int group) {
     current_ = next_;
+    current_.decode(args_);
     const int groups = group_of_step(args_, args_.k_padded / Layout::kStepK - 1) + 1;
     if (group + 1 < groups) next_.load(args_, group + 1, channel_);
 #pragma unroll

@@ -10,6 +10,7 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
+#include "statistics.cuh"
 
 namespace mpq::kernels {
 
@@ -258,14 +259,23 @@ class PrefillConsumer {
       for (int t = 0; t < kTiles; ++t) {
         const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
         const auto at = static_cast<int>(parameter_position(channel));
-        const auto scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
         using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
-        std::uint32_t zeros = 0;  // affine: codes are taken as they are
+        std::uint32_t scales, zeros = 0;  // affine: codes are taken as they are
         float2 affine{0.f, 0.f};
-        if (kGeneral && args_.affine_zeros != nullptr) {
-          affine = *reinterpret_cast<const float2*>(&from.affine_zeros[row][at]);
+        if (kGeneral && args_.statistics != nullptr) {
+          const auto* codes = reinterpret_cast<const std::uint8_t*>(from.scales[row]) + at;
+          const auto* bases = reinterpret_cast<const uint2*>(from.affine_zeros[row]);
+          const auto pair = StatisticPair<T>::template of<0>(
+              *reinterpret_cast<const std::uint16_t*>(codes), bases[statistic_base_of(at)]);
+          scales = pair.scale_bits();
+          affine = pair.affine();
         } else {
-          zeros = *reinterpret_cast<const ZeroPair*>(&from.zeros[row][at]);
+          scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
+          if (kGeneral && args_.zeros == nullptr) {
+            affine = *reinterpret_cast<const float2*>(&from.affine_zeros[row][at]);
+          } else {
+            zeros = *reinterpret_cast<const ZeroPair*>(&from.zeros[row][at]);
+          }
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {

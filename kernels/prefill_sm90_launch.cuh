@@ -48,8 +48,8 @@ struct HopperPrefillLaunch {
     grid.cluster = full.multicast * full.split;
     grid.grid_n = static_cast<unsigned>(launch.clusters * launch.cluster);
     grid.grid_n -= grid.grid_n % static_cast<unsigned>(grid.cluster);
-    const bool general = args.affine_zeros != nullptr || args.group_shift < 5 ||
-                         args.scales_are_bf16 != (T == DType::bf16);
+    const bool general =
+        args.zeros == nullptr || args.group_shift < 5 || args.scales_are_bf16 != (T == DType::bf16);
     return general ? start<true>(full, grid) : start<false>(full, grid);
   }
 

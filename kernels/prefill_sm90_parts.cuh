@@ -81,7 +81,8 @@ struct HopperPrefillStorage {
     constexpr int kPerChunk = Shape::kStagesPerChunk;
     return kPerChunk == 1 ? stages : (stages + kPerChunk - 1) / kPerChunk + 1;
   }
-  /// In the order of parameter_position, like the memory that they come from.
+  /// In the order of parameter_position, like the memory that they come from. Packed statistics:
+  /// codes at the beginning of a row of scales, bases at that of a row of affine zeros.
   struct alignas(16) Parameters {
     std::uint16_t scales[kParameterRows][C.tile_n];
     union {

@@ -68,6 +68,27 @@ class PrefillProducer {
     }
   }
 
+  // Where a parameter of all groups and channels lies.
+  struct Rows {
+    const void* data;
+    int quarters;        // bytes of four channels
+    std::int64_t pitch;  // bytes from group to group
+    __device__ __forceinline__ int bytes(int channels) const { return channels / 4 * quarters; }
+    __device__ __forceinline__ const unsigned char* at(std::int64_t group, int channel) const {
+      return static_cast<const unsigned char*>(data) + group * pitch + bytes(channel);
+    }
+  };
+  static __device__ __forceinline__ Rows rows_of_scales(const ForwardArguments& args) {
+    if (kGeneral && args.statistics != nullptr) return {args.statistics, 4, args.n_padded};
+    return {args.scales, 8, 2 * args.n_padded};
+  }
+  static __device__ __forceinline__ Rows rows_of_zeros(const ForwardArguments& args) {
+    constexpr int kZeroBytes = static_cast<int>(sizeof(ZeroCode<WBits>));
+    if (kGeneral && args.statistics != nullptr) return {args.statistic_bases, 1, args.n_padded / 4};
+    if (kGeneral && args.zeros == nullptr) return {args.affine_zeros, 16, 4 * args.n_padded};
+    return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
+  }
+
   // The parameters of groups that begin in a stage or, with the slice, before it.
   __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
     const ForwardArguments& args = args_.forward;
@@ -76,14 +97,14 @@ class PrefillProducer {
     const int shift = args.group_shift;
     const std::uint32_t group_mask = (1u << shift) - 1u;
     const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
-    const bool affine = kGeneral && args.affine_zeros != nullptr;
-    const int scale_bytes = 2 * channels;
-    const int zero_bytes = channels * (affine ? 4 : static_cast<int>(sizeof(ZeroCode<WBits>)));
+    const bool affine = kGeneral && args.zeros == nullptr;
+    const Rows rows_of_scales = this->rows_of_scales(args),
+               rows_of_zeros = this->rows_of_zeros(args);
+    const int scale_bytes = rows_of_scales.bytes(channels),
+              zero_bytes = rows_of_zeros.bytes(channels);
     const std::int64_t group = begin >> shift;
-    const std::uint16_t* scales = args.scales + group * args.n_padded + tile.n0;
-    const float* affine_zeros = args.affine_zeros + group * args.n_padded + tile.n0;
-    const auto* zeros =
-        static_cast<const ZeroCode<WBits>*>(args.zeros) + group * args.zeros_stride + tile.n0;
+    const unsigned char* scales = rows_of_scales.at(group, tile.n0);
+    const unsigned char* zeros = rows_of_zeros.at(group, tile.n0);
 #pragma unroll 1
     for (std::uint32_t k = begin; k != end; k += Shape::kStageK) {
       const int slot = x_cursor_.slot;
@@ -95,7 +116,7 @@ class PrefillProducer {
         ptx::mbarrier_arrive(full);
       } else {
         if (!begins) {
-          scales -= args.n_padded, affine_zeros -= args.n_padded, zeros -= args.zeros_stride;
+          scales -= rows_of_scales.pitch, zeros -= rows_of_zeros.pitch;
         }
         const int rows = max(Shape::kStageK >> shift, 1);
         ptx::mbarrier_arrive_expect_tx(full, rows * (scale_bytes + zero_bytes));
@@ -104,11 +125,11 @@ class PrefillProducer {
         for (int row = 0; row < rows; ++row) {
           ptx::cp_async_bulk(to.scales[row], scales, scale_bytes, full);
           if (affine) {
-            ptx::cp_async_bulk(to.affine_zeros[row], affine_zeros, zero_bytes, full);
+            ptx::cp_async_bulk(to.affine_zeros[row], zeros, zero_bytes, full);
           } else {
             ptx::cp_async_bulk(to.zeros[row], zeros, zero_bytes, full);
           }
-          scales += args.n_padded, affine_zeros += args.n_padded, zeros += args.zeros_stride;
+          scales += rows_of_scales.pitch, zeros += rows_of_zeros.pitch;
         }
       }
       x_cursor_.advance();

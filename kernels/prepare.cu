@@ -7,6 +7,7 @@
 #include "mpq/layout.hpp"
 #include "prepare.hpp"
 #include "ptx/cluster.cuh"
+#include "statistics.cuh"
 
 namespace mpq::kernels {
 namespace {
@@ -203,6 +204,35 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    pack_bases(const Statistics s, const std::int32_t* __restrict__ group,
+               std::int64_t kernel_groups, std::int64_t blocks, uint2* __restrict__ out) {
+  const std::int64_t i = thread_index();
+  if (i >= kernel_groups * blocks) return;
+  const std::int64_t from = group[i / blocks], channel = i % blocks * kStatisticChannels;
+  uint2 base{0, 0};
+  if (from >= 0 && channel < s.n) {
+    const std::int64_t at = from * (s.n / s.dq_group_size) + channel / s.dq_group_size;
+    const auto both = [](std::uint32_t scale, std::uint32_t zero) { return scale | zero << 16; };
+    base = {both(s.scale_scales[at], s.scale_zeros[at]), both(s.zero_scales[at], s.zero_zeros[at])};
+  }
+  out[i] = base;
+}
+
+// A thread has two channels.
+template <DType T>
+__global__ void __launch_bounds__(kThreads)
+    unpack_kernel(const std::uint8_t* __restrict__ codes, const uint2* __restrict__ bases,
+                  std::int64_t count, std::uint16_t* __restrict__ scales,
+                  float* __restrict__ affine_zeros) {
+  const std::int64_t at = 2 * thread_index();
+  if (at >= count) return;
+  const auto pair = StatisticPair<T>::template of<0>(
+      *reinterpret_cast<const std::uint16_t*>(codes + at), bases[statistic_base_of(at)]);
+  *reinterpret_cast<std::uint32_t*>(scales + at) = pair.scale_bits();
+  *reinterpret_cast<float2*>(affine_zeros + at) = pair.affine();
+}
+
 // Eight columns of one row per thread; k_padded is a multiple of 64.
 __global__ void __launch_bounds__(kThreads)
     gather(const std::uint16_t* __restrict__ x, std::int64_t ldx, std::int64_t m,
@@ -270,6 +300,8 @@ template cudaError_t spread_groups(const std::uint16_t*, std::int64_t, const std
                                    std::int64_t, std::int64_t, std::uint16_t*, cudaStream_t);
 template cudaError_t spread_groups(const std::uint16_t*, std::int64_t, const std::int32_t*,
                                    std::int64_t, std::int64_t, std::uint8_t*, cudaStream_t);
+template cudaError_t spread_groups(const std::uint8_t*, std::int64_t, const std::int32_t*,
+                                   std::int64_t, std::int64_t, std::uint8_t*, cudaStream_t);
 template cudaError_t spread_groups(const float*, std::int64_t, const std::int32_t*, std::int64_t,
                                    std::int64_t, float*, cudaStream_t);
 
@@ -279,6 +311,22 @@ cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std
       dtype == DType::f16 ? decompress_kernel<DType::f16> : decompress_kernel<DType::bf16>;
   return launch_kernel(kernel, grid_for(statistics.groups * statistics.n), kThreads, 0, stream,
                        statistics, scales, affine_zeros);
+}
+
+cudaError_t pack_statistic_bases(const Statistics& statistics, const std::int32_t* group,
+                                 std::int64_t kernel_groups, std::int64_t n_padded, uint2* out,
+                                 cudaStream_t stream) {
+  const std::int64_t blocks = n_padded / kStatisticChannels;
+  return launch_kernel(pack_bases, grid_for(kernel_groups * blocks), kThreads, 0, stream,
+                       statistics, group, kernel_groups, blocks, out);
+}
+
+cudaError_t unpack_statistics(const std::uint8_t* codes, const uint2* bases, DType dtype,
+                              std::int64_t count, std::uint16_t* scales, float* affine_zeros,
+                              cudaStream_t stream) {
+  const auto kernel = dtype == DType::f16 ? unpack_kernel<DType::f16> : unpack_kernel<DType::bf16>;
+  return launch_kernel(kernel, grid_for(count / 2), kThreads, 0, stream, codes, bases, count,
+                       scales, affine_zeros);
 }
 
 cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,

@@ -18,7 +18,7 @@ cudaError_t repack_codes(int bits, const std::uint32_t* canonical, std::int64_t 
                          std::uint32_t* out, cudaStream_t stream);
 
 /// in [G, n] -> out [kernel_groups, n_padded] in the order of parameter_position: row r is group[r]
-/// of in, or 0 where that is -1. For u16 to u16 or u8, and float to float.
+/// of in, or 0 where that is -1. For u16 to u16 or u8, u8 to u8, and float to float.
 template <class In, class Out>
 cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* group,
                           std::int64_t kernel_groups, std::int64_t n_padded, Out* out,
@@ -39,6 +39,19 @@ struct Statistics {
 /// negation).
 cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,
                                   float* affine_zeros, cudaStream_t stream);
+
+/// The bases of statistics that stay packed, for every 32 channels: out [kernel_groups, n_padded /
+/// 32], row r from group[r], or 0 where that is -1. Codes hold zeros, and dq_group_size is a
+/// multiple of 32.
+cudaError_t pack_statistic_bases(const Statistics& statistics, const std::int32_t* group,
+                                 std::int64_t kernel_groups, std::int64_t n_padded, uint2* out,
+                                 cudaStream_t stream);
+
+/// Packed statistics, codes [rows, n_padded] in the order of parameter_position with their bases,
+/// -> scales and affine_zeros of the same shape and order.
+cudaError_t unpack_statistics(const std::uint8_t* codes, const uint2* bases, DType dtype,
+                              std::int64_t count, std::uint16_t* scales, float* affine_zeros,
+                              cudaStream_t stream);
 
 /// out [m, k_padded]: column i is column source[i] of x [m, ...], or 0 where that is -1.
 cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,

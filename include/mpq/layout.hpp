@@ -82,6 +82,15 @@ constexpr std::int64_t parameter_channel(std::int64_t position) noexcept {
   return position / 64 * 64 + position % 8 * 8 + position % 64 / 8;
 }
 
+/// Channels that have the parameters of packed statistics in common: half of a strip.
+inline constexpr int kStatisticChannels = 32;
+/// Where [kernel group][n_padded / kStatisticChannels] has those of the statistic at `position` of
+/// [kernel group][n_padded].
+template <class Index>
+constexpr Index statistic_base_of(Index position) noexcept {
+  return position / 64 * 2 + position % 8 / 4;
+}
+
 /// How the kernels store an integer zero, 0 ... 2^bits.
 template <int WBits>
 using ZeroCode = std::conditional_t<WBits == 8, std::uint16_t, std::uint8_t>;

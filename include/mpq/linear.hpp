@@ -45,7 +45,7 @@ class LinearCore {
 
   void load(const WeightsData& weights, StreamRef stream);
   void check_parameters() const;
-  void prepare_params(StreamRef stream);
+  void prepare_params(const PrepareOptions& options, StreamRef stream);
   std::size_t workspace_bytes(std::int64_t max_batch) const;
   void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                const ForwardOptions& options, StreamRef stream) const;
@@ -104,8 +104,12 @@ class Linear {
   void check_parameters() const { core_.check_parameters(); }
 
   /// Brings the weights into the kernels' layout on `stream`, once: decompresses double-quantised
-  /// statistics, orders act-order columns, repacks codes, pads. Frees what was loaded. Idempotent.
-  void prepare_params(StreamRef stream = {}) { core_.prepare_params(stream); }
+  /// statistics or leaves them to the kernels (PrepareOptions), orders act-order columns, repacks
+  /// codes, pads. Frees what was loaded. Idempotent.
+  void prepare_params(StreamRef stream = {}) { core_.prepare_params({}, stream); }
+  void prepare_params(const PrepareOptions& options, StreamRef stream) {
+    core_.prepare_params(options, stream);
+  }
 
   /// Bytes of workspace that forward needs for any batch up to max_batch. Monotone in max_batch.
   /// After load.
@@ -133,7 +137,9 @@ class Linear {
   }
 
   /// What the layer owns: as loaded (WeightsData), or after prepare_params in the kernels' layout
-  /// (KernelLayout). Empty where there is none.
+  /// (KernelLayout). Empty where there is none. Statistics that stay packed: scales() are the
+  /// codes, zeros() the two words of every kStatisticChannels channels, scale | zero << 16 for the
+  /// scales and for the zeros.
   TensorView qweight() const { return core_.qweight(); }
   TensorView scales() const { return core_.scales(); }
   TensorView zeros() const { return core_.zeros(); }

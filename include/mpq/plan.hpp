@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "mpq/device.hpp"
@@ -262,6 +263,20 @@ struct Problem {
   std::int64_t n_padded = 0, k_padded = 0;  ///< of the kernel layout
   std::int64_t group_columns = 128;         ///< of a kernel group; k_padded when there is one
   bool gathers = false;                     ///< x is gathered into the workspace first
+};
+
+/// Whether a layer's double-quantised statistics are faster left packed, 1.25 bytes a group and
+/// channel that kernels decode where they use them, than as 6 bytes of scales and affine zeros.
+bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device);
+
+/// What a caller may ask of prepare_params.
+struct PrepareOptions {
+  /// Of double-quantised statistics with scales and zeros (GBA), on a CUDA device: true leaves them
+  /// packed and kernels decode them where they use them; false decodes them here, once; nothing:
+  /// the plan chooses what is faster (keeps_statistics_packed). Results have the same bits.
+  /// Statistics can be left packed if they are of the activations' type and dq_group_size is a
+  /// multiple of 32; true throws Error(unsupported) otherwise.
+  std::optional<bool> packed_statistics;
 };
 
 /// What a caller may ask of one forward call.

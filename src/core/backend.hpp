@@ -18,7 +18,7 @@ class Backend {
   virtual void load(const WeightsData& weights, StreamRef stream) = 0;
   /// Throws Error(invalid_weights) naming the first value that is not finite.
   virtual void check_values() const = 0;
-  virtual void prepare(StreamRef stream) = 0;
+  virtual void prepare(const PrepareOptions& options, StreamRef stream) = 0;
   virtual std::size_t workspace_bytes(std::int64_t max_batch) const = 0;
   /// Arguments fit; x.rows >= 1.
   virtual void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,

@@ -120,10 +120,10 @@ void LinearCore::check_parameters() const {
   backend("check_parameters", State::loaded).check_values();
 }
 
-void LinearCore::prepare_params(StreamRef stream) {
+void LinearCore::prepare_params(const PrepareOptions& options, StreamRef stream) {
   backend("prepare_params", State::loaded);
   if (state_ == State::prepared) return;
-  backend_->prepare(stream);
+  backend_->prepare(options, stream);
   state_ = State::prepared;
 }
 

@@ -341,6 +341,11 @@ void plan_clusters(const Problem& problem, const DeviceTraits& device,
 
 }  // namespace
 
+bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device) {
+  (void)problem;
+  return runs_sm90a_code(device);
+}
+
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   if (options.kernel < -1 || options.kernel >= kKernelCount) {
     throw Error(ErrorCode::invalid_argument,

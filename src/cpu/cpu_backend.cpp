@@ -48,7 +48,11 @@ class CpuBackend final : public Backend {
     if (values_error_) throw *values_error_;
   }
 
-  void prepare(StreamRef) override {
+  void prepare(const PrepareOptions& options, StreamRef) override {
+    if (options.packed_statistics.value_or(false)) {
+      throw Error(ErrorCode::unsupported,
+                  "prepare_params: the CPU does not compute with packed statistics");
+    }
     // What check_parameters says afterwards has to be found out while the loaded form is there.
     try {
       mpq::check_values(*loaded_, bits_);

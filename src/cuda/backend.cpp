@@ -57,7 +57,7 @@ class CudaBackend final : public Backend {
 
   void load(const WeightsData& weights, StreamRef stream) override;
   void check_values() const override;
-  void prepare(StreamRef stream) override;
+  void prepare(const PrepareOptions& options, StreamRef stream) override;
   std::size_t workspace_bytes(std::int64_t max_batch) const override {
     return mpq::workspace_bytes(problem(max_batch), max_batch);
   }
@@ -68,8 +68,12 @@ class CudaBackend final : public Backend {
   }
 
   TensorView qweight() const override { return parameters_.qweight.view(); }
-  TensorView scales() const override { return parameters_.scales.view(); }
+  TensorView scales() const override {
+    return parameters_.statistics.empty() ? parameters_.scales.view()
+                                          : parameters_.statistics.view();
+  }
   TensorView zeros() const override {
+    if (!parameters_.bases.empty()) return parameters_.bases.view();
     if (!parameters_.affine_zeros.empty()) return parameters_.affine_zeros.view();
     if (!parameters_.narrow_zeros.empty()) return parameters_.narrow_zeros.view();
     return parameters_.zeros.view();
@@ -84,6 +88,9 @@ class CudaBackend final : public Backend {
     DeviceArray<std::uint16_t> scales, zeros;
     DeviceArray<std::uint8_t> narrow_zeros;
     DeviceArray<float> affine_zeros, bias;
+    // Prepared only, in place of scales and affine zeros: packed statistics. Bases are two words.
+    DeviceArray<std::uint8_t> statistics;
+    DeviceArray<std::uint32_t> bases;
   };
   // Double-quantised statistics as loaded.
   struct Compressed {
@@ -112,6 +119,10 @@ class CudaBackend final : public Backend {
             .group_columns = order_.group_columns,
             .gathers = order_.gathers()};
   }
+  kernels::Statistics statistics() const;
+  // Why the statistics cannot stay packed; null if they can.
+  const char* why_not_packed() const;
+  bool packs_statistics(const PrepareOptions& options) const;
   void decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<float>& affine_zeros,
                   StreamRef stream) const;
   kernels::ForwardArguments arguments(const ConstMatrix& x, const Matrix& y,
@@ -174,22 +185,46 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
 
 void CudaBackend::decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<float>& affine_zeros,
                              StreamRef stream) const {
-  const Compressed& c = *compressed_;
-  const bool with_zeros = c.kind == DoubleQuantized::Kind::scale_and_zero;
+  const kernels::Statistics source = statistics();
   scales = DeviceArray<std::uint16_t>(device_, groups(), n());
-  if (with_zeros) affine_zeros = DeviceArray<float>(device_, groups(), n());
-  const kernels::Statistics statistics{.codes = c.codes.data(),
-                                       .scale_scales = c.scale_scales.data(),
-                                       .scale_zeros = c.scale_zeros.data(),
-                                       .zero_scales = with_zeros ? c.zero_scales.data() : nullptr,
-                                       .zero_zeros = with_zeros ? c.zero_zeros.data() : nullptr,
-                                       .groups = groups(),
-                                       .n = n(),
-                                       .dq_group_size = c.dq_group_size,
-                                       .per_channel = c.per_channel};
-  check_cuda(kernels::decompress_statistics(statistics, scale_dtype_, scales.data(),
+  if (source.zero_scales != nullptr) affine_zeros = DeviceArray<float>(device_, groups(), n());
+  check_cuda(kernels::decompress_statistics(source, scale_dtype_, scales.data(),
                                             affine_zeros.data(), stream.get()),
              "decompress_statistics");
+}
+
+kernels::Statistics CudaBackend::statistics() const {
+  const Compressed& c = *compressed_;
+  const bool with_zeros = c.kind == DoubleQuantized::Kind::scale_and_zero;
+  return {.codes = c.codes.data(),
+          .scale_scales = c.scale_scales.data(),
+          .scale_zeros = c.scale_zeros.data(),
+          .zero_scales = with_zeros ? c.zero_scales.data() : nullptr,
+          .zero_zeros = with_zeros ? c.zero_zeros.data() : nullptr,
+          .groups = groups(),
+          .n = n(),
+          .dq_group_size = c.dq_group_size,
+          .per_channel = c.per_channel};
+}
+
+const char* CudaBackend::why_not_packed() const {
+  if (!compressed_) return "they are not double-quantised";
+  if (compressed_->kind != DoubleQuantized::Kind::scale_and_zero) return "zeros are integers";
+  if (scale_dtype_ != config_.dtype) return "they are not of the activations' type";
+  if (compressed_->per_channel || compressed_->dq_group_size % kStatisticChannels != 0) {
+    return "dq_group_size is not a multiple of 32";
+  }
+  return nullptr;
+}
+
+bool CudaBackend::packs_statistics(const PrepareOptions& options) const {
+  const char* obstacle = why_not_packed();
+  if (options.packed_statistics.value_or(false) && obstacle != nullptr) {
+    throw Error(ErrorCode::unsupported,
+                fmt::format("prepare_params: statistics cannot stay packed, {}", obstacle));
+  }
+  return obstacle == nullptr &&
+         options.packed_statistics.value_or(keeps_statistics_packed(problem(1), traits_));
 }
 
 void CudaBackend::check_values() const {
@@ -214,6 +249,17 @@ void CudaBackend::check_values() const {
     check("the decompressed scale", scales);
     check("the decompressed zero", affine_zeros);
   }
+  if (!parameters_.statistics.empty()) {
+    const auto& codes = parameters_.statistics;
+    DeviceArray<std::uint16_t> scales(device_, codes.rows(), codes.cols());
+    DeviceArray<float> affine_zeros(device_, codes.rows(), codes.cols());
+    check_cuda(kernels::unpack_statistics(
+                   codes.data(), reinterpret_cast<const uint2*>(parameters_.bases.data()),
+                   scale_dtype_, codes.size(), scales.data(), affine_zeros.data(), nullptr),
+               "unpack_statistics");
+    check("the decompressed scale", scales);
+    check("the decompressed zero", affine_zeros);
+  }
   check("the scale", parameters_.scales);
   check("the zero", parameters_.affine_zeros);
   if (const auto bad = find_non_finite(parameters_.bias, scale_dtype_)) {
@@ -222,7 +268,8 @@ void CudaBackend::check_values() const {
   }
 }
 
-void CudaBackend::prepare(StreamRef stream) {
+void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
+  const bool packed = packs_statistics(options);
   const CurrentDevice current(device_);
   for (int row = 0; row < kKernelCount; ++row) {
     if (is_available(kKernelTable[static_cast<std::size_t>(row)], traits_)) {
@@ -231,7 +278,7 @@ void CudaBackend::prepare(StreamRef stream) {
                  "cudaFuncSetAttribute");
     }
   }
-  if (compressed_) decompress(parameters_.scales, parameters_.affine_zeros, stream);
+  if (compressed_ && !packed) decompress(parameters_.scales, parameters_.affine_zeros, stream);
 
   Parameters ready;
   auto source = upload(device_, order_.source, 1, order_.k_padded, stream);
@@ -247,6 +294,14 @@ void CudaBackend::prepare(StreamRef stream) {
                                       n_padded(), to.data(), stream.get()),
                "spread_groups");
   };
+  if (packed) {
+    spread(compressed_->codes, ready.statistics);
+    ready.bases = {device_, order_.kernel_groups(), n_padded() / kStatisticChannels * 2};
+    check_cuda(kernels::pack_statistic_bases(
+                   statistics(), group.data(), order_.kernel_groups(), n_padded(),
+                   reinterpret_cast<uint2*>(ready.bases.data()), stream.get()),
+               "pack_statistic_bases");
+  }
   spread(parameters_.scales, ready.scales);
   spread(parameters_.affine_zeros, ready.affine_zeros);
   const auto middle = static_cast<std::uint16_t>(1u << (bits_ - 1));
@@ -290,6 +345,8 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
                        ? static_cast<const void*>(parameters_.zeros.data())
                        : parameters_.narrow_zeros.data(),
           .affine_zeros = parameters_.affine_zeros.data(),
+          .statistics = parameters_.statistics.data(),
+          .statistic_bases = reinterpret_cast<const uint2*>(parameters_.bases.data()),
           .bias = parameters_.bias.data(),
           .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
           .m = static_cast<int>(x.rows),

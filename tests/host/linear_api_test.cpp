@@ -107,7 +107,7 @@ TEST_CASE("every instruction set computes the same layer") {
         const LinearConfig config = config_of(data_of(weights), DType::f16);
         const auto backend = detail::make_cpu_backend(bits, config, *kernels);
         backend->load(data_of(weights), {});
-        backend->prepare({});
+        backend->prepare({}, {});
         const DeviceBuffer workspace(Device::cpu(), backend->workspace_bytes(67));
         const auto x = random_activations(67, 1100, DType::f16, 5, true);
         Reference reference = reference_forward(weights, view(x, DType::f16, 67, 1100));

@@ -22,6 +22,13 @@ foreach(way IN LISTS mpq_package_ways)
   set_tests_properties("package: ${way}" PROPERTIES RUN_SERIAL ON TIMEOUT 900)
 endforeach()
 
+if(MPQ_CUDA)
+  find_program(MPQ_CUOBJDUMP cuobjdump HINTS "${CUDAToolkit_BIN_DIR}")
+  add_test(NAME "package: no local memory, no float atomics"
+    COMMAND "${mpq_package_dir}/machine_code.sh" "$<TARGET_FILE:mpq>" ${MPQ_CUOBJDUMP})
+  set_tests_properties("package: no local memory, no float atomics" PROPERTIES SKIP_RETURN_CODE 77)
+endif()
+
 # Every public header compiles alone, first in its translation unit, with no other include path.
 file(GLOB mpq_public_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
      "${PROJECT_SOURCE_DIR}/include/mpq/*.hpp")

@@ -47,6 +47,55 @@ std::vector<std::int32_t> random_groups(const WeightsSpec& spec, std::int64_t gr
   return g_idx;
 }
 
+// size: of scales.
+void add_plain_statistics(const WeightsSpec& spec, std::size_t size, Random& random,
+                          WeightsData& data) {
+  data.scales.resize(size);
+  for (auto& scale : data.scales) {
+    const double value = spec.exact ? std::ldexp(1.0, static_cast<int>(random.integer(-2, 1)))
+                                    : std::exp2(random.uniform() * 2.0 - 1.0) / 64.0;
+    scale = from_float(static_cast<float>(value), spec.scale_dtype);
+  }
+  if (spec.zero_kind == ZeroKind::integer) {
+    data.zeros.resize(size);
+    for (auto& zero : data.zeros) {
+      zero = static_cast<std::uint16_t>(random.integer(0, 1 << spec.bits));
+    }
+  } else if (spec.zero_kind == ZeroKind::affine) {
+    data.affine_zeros.resize(size);
+    for (std::size_t i = 0; i < size; ++i) {
+      // Around the middle of the codes, as asymmetric quantisers place it, but with all of
+      // float32's bits, so that a kernel that rounds b early is found out.
+      const int middle = 1 << (spec.bits - 1);
+      const double scale = to_float(data.scales[i], spec.scale_dtype);
+      data.affine_zeros[i] =
+          spec.exact ? static_cast<float>(random.integer(-middle, middle))
+                     : static_cast<float>(-scale * (middle + random.normal() * 0.25 * middle));
+    }
+  }
+}
+
+// Scales of about 2^-6, zeros around the middle of the codes.
+DoubleQuantized random_statistics(const WeightsSpec& spec, std::int64_t groups, Random& random) {
+  const std::int64_t parts = groups * (spec.n / spec.dq_group_size);
+  const auto around = [&](double value) {
+    std::vector<std::uint16_t> values(static_cast<std::size_t>(parts));
+    for (auto& v : values) {
+      v = from_float(static_cast<float>(value * (1 + 0.25 * random.uniform())), spec.scale_dtype);
+    }
+    return values;
+  };
+  DoubleQuantized dq{.dq_group_size = spec.dq_group_size,
+                     .codes = {},
+                     .scale_scales = around(0x1p-10),
+                     .scale_zeros = around(-12.3),
+                     .zero_scales = around(0x1p-11 * (1 << spec.bits)),
+                     .zero_zeros = around(-4.7)};
+  dq.codes.resize(static_cast<std::size_t>(groups * spec.n));
+  for (auto& code : dq.codes) code = static_cast<std::uint8_t>(random.bits() >> 56);
+  return dq;
+}
+
 }  // namespace
 
 AnyQuantizedWeights random_weights(const WeightsSpec& spec) {
@@ -71,28 +120,10 @@ AnyQuantizedWeights random_weights(const WeightsSpec& spec) {
     }
   }
 
-  data.scales.resize(size);
-  for (auto& scale : data.scales) {
-    const double value = spec.exact ? std::ldexp(1.0, static_cast<int>(random.integer(-2, 1)))
-                                    : std::exp2(random.uniform() * 2.0 - 1.0) / 64.0;
-    scale = from_float(static_cast<float>(value), spec.scale_dtype);
-  }
-  if (spec.zero_kind == ZeroKind::integer) {
-    data.zeros.resize(size);
-    for (auto& zero : data.zeros) {
-      zero = static_cast<std::uint16_t>(random.integer(0, 1 << spec.bits));
-    }
-  } else if (spec.zero_kind == ZeroKind::affine) {
-    data.affine_zeros.resize(size);
-    for (std::size_t i = 0; i < size; ++i) {
-      // Around the middle of the codes, as asymmetric quantisers place it, but with all of
-      // float32's bits, so that a kernel that rounds b early is found out.
-      const int middle = 1 << (spec.bits - 1);
-      const double scale = to_float(data.scales[i], spec.scale_dtype);
-      data.affine_zeros[i] =
-          spec.exact ? static_cast<float>(random.integer(-middle, middle))
-                     : static_cast<float>(-scale * (middle + random.normal() * 0.25 * middle));
-    }
+  if (spec.dq_group_size != 0) {
+    data.double_quantized = random_statistics(spec, data.groups(), random);
+  } else {
+    add_plain_statistics(spec, size, random, data);
   }
   if (spec.act_order) data.g_idx = random_groups(spec, data.groups(), random);
   if (spec.bias) {

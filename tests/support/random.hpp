@@ -35,6 +35,9 @@ struct WeightsSpec {
   /// as GPTQ makes it. Odd seed: any membership, so groups are irregular and some may be empty.
   bool act_order = false;
   bool bias = false;
+  /// Not 0: scales and affine zeros are double-quantised, with parameters of random mantissas for
+  /// so many channels each.
+  std::int64_t dq_group_size = 0;
   /// Powers of two for scales, small integers for b and bias: with small-integer x every product
   /// and every partial sum in any order is exact in float32, so kernels must agree bit for bit.
   bool exact = false;
