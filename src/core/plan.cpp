@@ -4,15 +4,17 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <limits>
 
+#include "core/estimate.hpp"
 #include "mpq/error.hpp"
 #include "mpq/layout.hpp"
 #include "mpq/workspace.hpp"
 
 namespace mpq {
 namespace {
+
+using namespace detail;
 
 constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second dimension
 constexpr std::array kDecodeClusters{1, 2, 4, 8};
@@ -32,89 +34,6 @@ std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
 // ---- the sm90a prefill kernels ----
 
 constexpr int kMostClusterCtas = 8;  // what every device allows
-
-struct ClusterShape {
-  int multicast = 1, split = 1;
-  int ctas() const { return multicast * split; }
-};
-
-// Clusters that run at once, a CTA a multiprocessor; at least one.
-std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster) {
-  const int ctas = cluster.ctas();
-  if (ctas == 1) return device.sm_count;
-  return std::max(device.resident_clusters.at(static_cast<std::size_t>(ctas) - 2), 1);
-}
-
-std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
-  return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
-}
-
-// Issue slots that a warp needs for 64 channels x 64 columns, its share of a stage's bookkeeping
-// included.
-double dequantising_slots(const Problem& problem) {
-  const bool bf16 = problem.dtype == DType::bf16;
-  switch (problem.bits) {
-    case 8:
-      return bf16 ? 290 : 137;
-    case 4:
-      return bf16 ? 135 : 125;
-    case 2:
-      return bf16 ? 125 : 118;
-    default:
-      return bf16 ? 118 : 111;
-  }
-}
-
-// Cycles that a launch takes; good for comparing. Fitted to a sweep of rows and splits on an H200
-// (eight shapes, 16 to 2048 rows, all widths; bench/NOTES.md): what is picked is in the mean 0.7 %
-// slower than the best of what was swept, 9 % at most, and times are met within 9 %.
-double estimate_cycles(const KernelConfig& config, const ClusterShape& cluster,
-                       const Problem& problem, const DeviceTraits& device) {
-  constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
-  // An SM's share of what memory gives, and of what the L2 cache gives.
-  constexpr double kReadBytesPerCycle = 19, kCachedBytesPerCycle = 32.8;
-  constexpr double kMulticast = 1.15;  // CTAs that share x wait for each other
-  constexpr int kStageK = 64;
-  const bool few_rows = !shares_x(config);
-
-  const double tile = static_cast<double>(config.tile_n) * config.tile_m;
-  const auto tiles = static_cast<double>(cluster_tiles(config, problem, cluster.multicast));
-  const auto resident = static_cast<double>(resident_clusters(device, cluster));
-  const double waves = std::ceil(tiles / resident);
-  const int chunk_k = prefill_chunk_k(config, problem.bits);
-  const auto stages = static_cast<double>(
-      ceil_div(ceil_div(problem.k_padded, chunk_k), cluster.split) * (chunk_k / kStageK));
-
-  // Of 64 columns: the longer of products and dequantising, and what of the other is not hidden.
-  const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
-  const double dequantise =
-      config.tile_n / 64 * dequantising_slots(problem) * (config.warps_k > 1 ? 1.1 : 1);
-  const double exposed = config.tile_m <= 64 ? 0.5 : config.tile_m <= 128 ? 0.43 : 0.376;
-  const double weights = config.tile_n * kStageK * problem.bits / 8.0;
-  const double busy =
-      std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
-  const double read =
-      busy * std::max(weights / kReadBytesPerCycle,
-                      (weights + 2 * kStageK * config.tile_m) / kCachedBytesPerCycle);
-  // A device full of short products is slower than one multiprocessor would be.
-  const double slowed = few_rows ? 0 : config.tile_m > 128 ? 0.026 : 0.11;
-  const double crowd = 1 + slowed * busy;
-  const double stage =
-      std::max(std::max(tensor, dequantise) + exposed * std::min(tensor, dequantise), read) *
-      crowd * (cluster.multicast > 1 ? kMulticast : 1);
-
-  // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
-  const double bytes = 4 * tile;
-  double fixed = few_rows ? 4000 + 13 * config.tile_n + 0.025 * bytes : 6000 + 0.0225 * bytes;
-  if (config.warps_k > 1) fixed += 0.11 * bytes;
-  if (cluster.split > 1) {
-    const double split = cluster.split;
-    fixed += 700 + 60 * split * split + (few_rows ? 0.05 : 0.031) * bytes * (split - 1) / split;
-  }
-  // Walkers of the large tiles overlap the end of one with the next.
-  const bool overlaps = !few_rows && cluster.split == 1;
-  return waves * stages * stage + (overlaps ? 1 : waves) * fixed;
-}
 
 // The cheapest cluster for a row, as far as the options leave it open.
 struct Candidate {
@@ -140,7 +59,7 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
         continue;
       }
       const ClusterShape cluster{multicast, split};
-      const double cycles = estimate_cycles(config, cluster, problem, device);
+      const double cycles = estimate_prefill(config, cluster, problem, device);
       if (cycles < best.cycles) best = {cluster, cycles};
     }
   }
@@ -156,63 +75,6 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
   return decode_storage_bytes(config) +
          decode_slice_bytes(config, rows, decode_x_pitch(config, problem.bits, split)) +
          std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
-}
-
-// One way to split N and K for a decode kernel.
-struct DecodeSplit {
-  int cluster, warps_n, warps_k;
-  std::int64_t tiles;
-  std::int64_t rounds;  // tiles of a cluster
-  std::int64_t per_sm;  // CTAs of a multiprocessor
-  double columns;       // of a warp, in a tile
-};
-
-// Cycles that the decode kernels of 16-bit products take; good for comparing. Fitted to a sweep of
-// all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the best in the
-// mean: a lane's weights one after the other, by rows of the tile; what a second CTA on the same
-// multiprocessor slows them; what a tile costs that nothing hides, and what an exchange within a
-// cluster adds to it.
-double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
-                         const DecodeSplit& split) {
-  constexpr double kStart = 6300;
-  constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
-                   kStagedBytesPerCycle = 67;
-  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 230 : 190 * split.cluster;
-  const int slots =
-      decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
-  const auto rounds = static_cast<double>(split.rounds);
-  const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
-                            kWeightCyclesPerRow * (split.per_sm > 1 ? kSecondCta : 1);
-  const double staged = split.columns * split.warps_k * 2 * slots *
-                        static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
-  return kStart + rounds * (multiplied + kTileCycles + exchange) +
-         staged * (chunks > 1 ? rounds : 1);
-}
-
-// The same of the kernel of 8-bit products (met within 7 %, in the mean 2.3 % slower than the
-// best): products and making the digits of x on the busiest multiprocessor, and reading the
-// weights, which all share; the two overlap for the most part.
-double estimate_digits(const Problem& problem, const DeviceTraits& device,
-                       const DecodeSplit& split) {
-  constexpr double kStart = 5160, kTileCycles = 664, kTileWarpCycles = 7, kAlone = 1.076;
-  constexpr double kDigitStart = 350, kDigitCycles = 0.092;
-  constexpr double kReadBytesPerCycle = 18.4, kIdleShare = 0.1;
-  // Of a multiprocessor for 64 channels x 8 columns.
-  const double work = problem.bits == 8   ? 9.6
-                      : problem.bits == 4 ? 7.84
-                      : problem.bits == 2 ? 7.12
-                                          : 5.76;
-  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 47 : 212 * split.cluster;
-  const double mean = static_cast<double>(split.tiles) * split.cluster / device.sm_count;
-  const double most = std::max(std::ceil(mean), static_cast<double>(split.rounds));
-  const double digits = (kDigitStart + kDigitCycles * split.columns * split.warps_k) *
-                        static_cast<double>(problem.m * split.per_sm);
-  const double multiplied =
-      (most * (split.columns * work + kTileCycles + kTileWarpCycles * split.warps_n) + digits) *
-      (split.per_sm == 1 ? kAlone : 1);
-  const double read =
-      (mean + kIdleShare * (most - mean)) * split.columns * 64 * problem.bits / kReadBytesPerCycle;
-  return kStart + std::cbrt(multiplied * multiplied * multiplied + read * read * read) + exchange;
 }
 
 // Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Returns

@@ -1,0 +1,51 @@
+#pragma once
+// How long a kernel would take: what the plan compares.
+
+#include <cstdint>
+
+#include "mpq/device.hpp"
+#include "mpq/plan.hpp"
+
+namespace mpq::detail {
+
+/// CTAs of a cluster of the sm90a prefill kernels.
+struct ClusterShape {
+  int multicast = 1, split = 1;
+  int ctas() const { return multicast * split; }
+};
+
+/// Clusters that run at once, a CTA a multiprocessor; at least one.
+std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster);
+/// Tiles of a cluster.
+std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast);
+
+/// Cycles that a launch takes; good for comparing. Fitted to a sweep of rows and splits on an H200
+/// (eight shapes, 16 to 2048 rows, all widths; bench/NOTES.md): what is picked is in the mean 0.7 %
+/// slower than the best of what was swept, 9 % at most, and times are met within 9 %.
+double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
+                        const Problem& problem, const DeviceTraits& device);
+
+/// One way to split N and K for a decode kernel.
+struct DecodeSplit {
+  int cluster, warps_n, warps_k;
+  std::int64_t tiles;
+  std::int64_t rounds;  ///< tiles of a cluster
+  std::int64_t per_sm;  ///< CTAs of a multiprocessor
+  double columns;       ///< of a warp, in a tile
+};
+
+/// Cycles that the decode kernels of 16-bit products take; good for comparing. Fitted to a sweep of
+/// all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the best in the
+/// mean: a lane's weights one after the other, by rows of the tile; what a second CTA on the same
+/// multiprocessor slows them; what a tile costs that nothing hides, and what an exchange within a
+/// cluster adds to it.
+double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
+                         const DecodeSplit& split);
+
+/// The same of the kernel of 8-bit products (met within 7 %, in the mean 2.3 % slower than the
+/// best): products and making the digits of x on the busiest multiprocessor, and reading the
+/// weights, which all share; the two overlap for the most part.
+double estimate_digits(const Problem& problem, const DeviceTraits& device,
+                       const DecodeSplit& split);
+
+}  // namespace mpq::detail
