@@ -24,7 +24,8 @@ ForwardOptions forward_options(const Options& options, Mode mode) {
           .kernel = options.kernel,
           .cluster = options.cluster,
           .warps_n = options.warps_n,
-          .multicast = options.multicast};
+          .multicast = options.multicast,
+          .one_launch = options.one_launch};
 }
 
 PrepareOptions prepare_options(const LayerSpec& spec) {

@@ -128,6 +128,7 @@ ParsedOptions parse_options(int argc, char** argv) {
   app.add_option("--multicast", o.multicast,
                  "force this many CTAs to share x (sm90a prefill kernels)")
       ->check(CLI::IsMember(std::vector<int>{1, 2}));
+  app.add_flag("--one-launch", o.one_launch, "no launch of their own for the last channels");
   app.add_flag("--batch-invariant", o.batch_invariant,
                "ask for rows that do not depend on the batch");
   app.add_option("--min-bytes", min_megabytes, "MB of weights to rotate through")

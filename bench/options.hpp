@@ -25,6 +25,7 @@ struct Options {
   int cluster = -1;              ///< ForwardOptions::cluster
   int warps_n = -1;              ///< ForwardOptions::warps_n
   int multicast = -1;            ///< ForwardOptions::multicast
+  bool one_launch = false;       ///< ForwardOptions::one_launch
   bool batch_invariant = false;  ///< ForwardOptions::batch_invariant
   double min_bytes = 0;          ///< weights that rotate, so that L2 is cold
   int repetitions = 5;

@@ -46,7 +46,9 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                                              DecodeStorage<C>& storage, unsigned char* slice) {
   using Layout = KernelLayout<WBits>;
   constexpr int kTiles = DecodeStorage<C>::kTiles, kTilesM = C.tile_m / 8;
-  constexpr int kSteps = Layout::kStepsPerBlock, kSegment = kSegmentSteps<WBits>;
+  constexpr int kSteps = Layout::kStepsPerBlock;
+  // A short one where the code of several groups does not fit into the registers.
+  constexpr int kSegment = kGeneral && kGroupSteps <= 2 ? 2 : kSegmentSteps<WBits>;
   constexpr int kSegments = kSteps / kSegment;  // of a block
   constexpr int kSegmentShift = kSegment == 4 ? 6 : 5;
   static_assert(kSegment * Layout::kStepK == 1 << kSegmentShift);

@@ -18,6 +18,9 @@ struct Launch {
   unsigned grid_n = 1, grid_m = 1;
   int cluster = 1;                  ///< along grid_n
   int multicast = 1, clusters = 0;  ///< as in Plan, of the sm90a prefill kernels
+  int first_channel = 0;            ///< of the tiles, in sm90a prefill kernels
+  bool followed = false;            ///< has a PlanTail, to be launched next
+  bool follows = false;             ///< is one
   std::size_t shared_bytes = 0;     ///< of kernels whose shared memory depends on the plan
   bool programmatic = false;        ///< may start before its predecessor in the stream has ended
   cudaStream_t stream = nullptr;

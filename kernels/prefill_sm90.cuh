@@ -67,7 +67,8 @@ template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage,
                                         int warpgroup) {
-  ptx::griddepcontrol_wait();  // the predecessor may still read y
+  if (!args.follows) ptx::griddepcontrol_wait();  // the predecessor may still read y
+  if (args.followed) ptx::griddepcontrol_launch_dependents();
   TileWalk<WBits, C> tile(args);
   PrefillConsumer<WBits, T, C, kGeneral> consumer(args, storage, warpgroup, tile);
   if (args.exchanges) {  // one tile
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
   }
-  ptx::griddepcontrol_launch_dependents();
+  if (!args.followed) ptx::griddepcontrol_launch_dependents();
 
   using Shape = HopperPrefillShape<WBits, C>;
   if (warpgroup == 0) {
@@ -113,6 +114,8 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
     ptx::setmaxnreg_inc<Shape::kConsumerRegisters>();
     consume<WBits, T, C, kGeneral>(args, storage, warpgroup - 1);
   }
+  // Who waits for this launch waits for the one before, too.
+  if (args.follows) ptx::griddepcontrol_wait();
   if (args.multicast > 1) {  // neighbours may still arrive at barriers here
     __syncwarp();
     ptx::barrier_cluster_arrive();

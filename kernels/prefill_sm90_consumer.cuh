@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "byte_weights.cuh"
 #include "group_parameters.cuh"
 #include "prefill_sm90_parts.cuh"
 #include "ptx/cluster.cuh"
@@ -148,11 +149,13 @@ class PrefillConsumer {
   static constexpr bool kStaggers = !Shape::kFewRows;
 
   // Of one channel, in one group.
-  struct Parameters {
+  static constexpr bool kByBytes = !kGeneral && WBits == 8 && T == DType::bf16;
+  struct PairParameters {
     std::conditional_t<kGeneral, float, Pair<T>> scale;
     float affine;
     typename Codes<WBits, T>::Zero zero;
   };
+  using Parameters = std::conditional_t<kByBytes, ByteWeights, PairParameters>;
   // Groups of 16 columns change from step to step; even and odd steps have a set each, so that no
   // more branches are needed. Only kGeneral has such groups.
   static constexpr int kSets = kGeneral ? 2 : 1;
@@ -281,13 +284,17 @@ class PrefillConsumer {
         for (int h = 0; h < 2; ++h) {
           Parameters& to = parameters_[set][t][h];
           const auto scale = static_cast<std::uint16_t>(scales >> (16 * h));
-          if constexpr (kGeneral) {
-            to.scale = scale_to_float(scale, args_.scales_are_bf16);
-            to.affine = h == 0 ? affine.x : affine.y;
+          if constexpr (kByBytes) {
+            to = ByteWeights(scale, zeros >> (16 * h) & 0xffffu);
           } else {
-            to.scale = bits_as<Pair<T>>(scale * 0x00010001u);
+            if constexpr (kGeneral) {
+              to.scale = scale_to_float(scale, args_.scales_are_bf16);
+              to.affine = h == 0 ? affine.x : affine.y;
+            } else {
+              to.scale = bits_as<Pair<T>>(scale * 0x00010001u);
+            }
+            to.zero = Codes<WBits, T>::zero_of_stored(&zeros, h);
           }
-          to.zero = Codes<WBits, T>::zero_of_stored(&zeros, h);
         }
       }
     }
@@ -297,6 +304,14 @@ class PrefillConsumer {
   template <int kSet>
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
     const Parameters& parameters = parameters_[kSet][t][h];
+    if constexpr (kByBytes) {
+      return parameters.pair(word, step);
+    } else {
+      return weight_pair_of(parameters, word, step);
+    }
+  }
+  static __device__ __forceinline__ std::uint32_t weight_pair_of(const PairParameters& parameters,
+                                                                 std::uint32_t word, int step) {
     const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero);
     if constexpr (kGeneral) {
       const float2 wide = to_float2<T>(codes);

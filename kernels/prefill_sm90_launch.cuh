@@ -39,6 +39,9 @@ struct HopperPrefillLaunch {
     full.exchanges = full.split > 1 || Shape::kPhases > 1;
     full.tiles_n = static_cast<int>(launch.grid_n) / full.multicast;
     full.tiles_m = static_cast<int>(launch.grid_m);
+    full.first_channel = launch.first_channel;
+    full.followed = launch.followed;
+    full.follows = launch.follows;
     cudaError_t status = cudaSuccess;
     if (aligned) status = encode_x(full);
     if (status == cudaSuccess) status = encode_weights(full);

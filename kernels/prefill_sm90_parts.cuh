@@ -21,8 +21,11 @@ struct HopperPrefillArguments {
   ForwardArguments forward;
   int tiles_n, tiles_m;  ///< tiles of a cluster (multicast * tile_n channels) and of tile_m rows
   int multicast, split;  ///< CTAs of a cluster
+  int first_channel;     ///< of the first tile
   int x_rows;            ///< of a box of x
   bool exchanges;        ///< sums of slices and phases are added up; a cluster then has one tile
+  bool followed;         ///< by a launch that computes other channels of the same y, and only
+  bool follows;          ///< begins when the kernels before this one have ended: such a launch
   bool x_by_tma;         ///< else x's rows are not 16-byte aligned, and multicast is 1
 };
 
@@ -194,7 +197,7 @@ class TileWalk {
     const int in_group = tile_ - group * kGroupTiles * args_.tiles_n;
     const int rows = min(args_.tiles_m - group * kGroupTiles, kGroupTiles);
     m0 = (group * kGroupTiles + in_group % rows) * C.tile_m;
-    n0 = (in_group / rows * args_.multicast + member) * C.tile_n;
+    n0 = args_.first_channel + (in_group / rows * args_.multicast + member) * C.tile_n;
   }
 
   const HopperPrefillArguments& args_;

@@ -31,11 +31,11 @@ class PrefillProducer {
       if (thread_ % 32 == 0) for_each_tile([&](const auto& tile) { load_parameters(tile); });
     } else if (args_.x_by_tma) {
       if (thread_ == 0) {
-        ptx::griddepcontrol_wait();  // x may be the predecessor's result
+        wait_for_x();
         for_each_tile([&](const auto& tile) { load_x(tile); });
       }
     } else {
-      ptx::griddepcontrol_wait();
+      wait_for_x();
       for_each_tile([&](const auto& tile) { copy_x(tile); });
     }
     __syncwarp();
@@ -44,6 +44,11 @@ class PrefillProducer {
  private:
   // The others bring x.
   static constexpr int kWeightsWarp = 3, kParametersWarp = 2, kXThreads = 64;
+
+  // It may be the predecessor's result.
+  __device__ __forceinline__ void wait_for_x() const {
+    if (!args_.follows) ptx::griddepcontrol_wait();
+  }
 
   template <class Function>
   __device__ __forceinline__ void for_each_tile(Function function) const {

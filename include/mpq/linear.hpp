@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "mpq/device.hpp"
@@ -28,6 +29,18 @@ struct LinearConfig {
   bool operator==(const LinearConfig&) const = default;
 };
 
+/// What a caller may ask of prepare_params.
+struct PrepareOptions {
+  /// Of double-quantised statistics with scales and zeros (GBA), on a CUDA device: true leaves them
+  /// packed and kernels decode them where they use them; false decodes them here, once; nothing:
+  /// the plan chooses what is faster (keeps_statistics_packed). Results have the same bits.
+  /// Statistics can be left packed if they are of the activations' type and dq_group_size is a
+  /// multiple of 32; true throws Error(unsupported) otherwise.
+  std::optional<bool> packed_statistics;
+  /// Rows of x that forward will mostly be called with, for the plan's choice.
+  std::int64_t batch = 1;
+};
+
 /// The configuration that weights imply.
 LinearConfig config_of(const WeightsData& weights, DType dtype);
 
@@ -46,6 +59,7 @@ class LinearCore {
   void load(const WeightsData& weights, StreamRef stream);
   void check_parameters() const;
   void prepare_params(const PrepareOptions& options, StreamRef stream);
+  std::size_t prepare_bytes() const;
   std::size_t workspace_bytes(std::int64_t max_batch) const;
   void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                const ForwardOptions& options, StreamRef stream) const;
@@ -110,6 +124,11 @@ class Linear {
   void prepare_params(const PrepareOptions& options, StreamRef stream) {
     core_.prepare_params(options, stream);
   }
+
+  /// Bytes of device memory that prepare_params takes beside what is loaded, at most; about the
+  /// layer's packed size. It frees what was loaded when it has done. After load; 0 when prepared,
+  /// and on the CPU.
+  std::size_t prepare_bytes() const { return core_.prepare_bytes(); }
 
   /// Bytes of workspace that forward needs for any batch up to max_batch. Monotone in max_batch.
   /// After load.

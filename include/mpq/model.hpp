@@ -40,6 +40,9 @@ class AnyLinear {
   void prepare_params(const PrepareOptions& options, StreamRef stream) {
     std::visit([&](auto& l) { l.prepare_params(options, stream); }, linear_);
   }
+  std::size_t prepare_bytes() const {
+    return std::visit([](const auto& l) { return l.prepare_bytes(); }, linear_);
+  }
   std::size_t workspace_bytes(std::int64_t max_batch) const {
     return std::visit([&](const auto& l) { return l.workspace_bytes(max_batch); }, linear_);
   }

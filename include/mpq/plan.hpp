@@ -6,7 +6,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 
 #include "mpq/device.hpp"
@@ -266,18 +265,9 @@ struct Problem {
 };
 
 /// Whether a layer's double-quantised statistics are faster left packed, 1.25 bytes a group and
-/// channel that kernels decode where they use them, than as 6 bytes of scales and affine zeros.
+/// channel that kernels decode where they use them, than as 6 bytes of scales and affine zeros; for
+/// problem.m rows.
 bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device);
-
-/// What a caller may ask of prepare_params.
-struct PrepareOptions {
-  /// Of double-quantised statistics with scales and zeros (GBA), on a CUDA device: true leaves them
-  /// packed and kernels decode them where they use them; false decodes them here, once; nothing:
-  /// the plan chooses what is faster (keeps_statistics_packed). Results have the same bits.
-  /// Statistics can be left packed if they are of the activations' type and dq_group_size is a
-  /// multiple of 32; true throws Error(unsupported) otherwise.
-  std::optional<bool> packed_statistics;
-};
 
 /// What a caller may ask of one forward call.
 struct ForwardOptions {
@@ -295,8 +285,21 @@ struct ForwardOptions {
   /// CTAs that split K: 1 to 8, in decode kernels 1, 2, 4 or 8 (1 before 9.0; never more than K has
   /// chunks).
   int cluster = -1;
-  int warps_n = -1;    ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
-  int multicast = -1;  ///< CTAs that share x in an sm90a prefill kernel of many rows, 1 or 2
+  int warps_n = -1;         ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
+  int multicast = -1;       ///< CTAs that share x in an sm90a prefill kernel of many rows, 1 or 2
+  bool one_launch = false;  ///< no PlanTail; nor with a kernel or a cluster asked for
+};
+
+/// A second launch, of the last channels, beside the end of the first: where tiles are a few more
+/// than the device takes at once, others of their own take the place of a wave that would fill a
+/// small part of it. Of the sm90a prefill kernels; as in Plan.
+struct PlanTail {
+  int kernel = -1;  ///< -1: there is none
+  std::int64_t first_channel = 0;
+  unsigned grid_n = 0, grid_m = 0;
+  int cluster = 1, multicast = 1, clusters = 0;
+  bool operator==(const PlanTail&) const = default;
+  const KernelConfig& config() const { return kKernelTable[static_cast<std::size_t>(kernel)]; }
 };
 
 /// A decision, ready to launch.
@@ -311,6 +314,7 @@ struct Plan {
   int shared_bytes = 0;  ///< dynamic shared memory of a decode kernel's CTA
   bool gathers = false;
   bool programmatic = false;
+  PlanTail tail;  ///< channels that this launch leaves out
   bool operator==(const Plan&) const = default;
   const KernelConfig& config() const { return kKernelTable[static_cast<std::size_t>(kernel)]; }
 };

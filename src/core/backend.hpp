@@ -19,6 +19,8 @@ class Backend {
   /// Throws Error(invalid_weights) naming the first value that is not finite.
   virtual void check_values() const = 0;
   virtual void prepare(const PrepareOptions& options, StreamRef stream) = 0;
+  /// Of a loaded layer.
+  virtual std::size_t prepare_bytes() const = 0;
   virtual std::size_t workspace_bytes(std::int64_t max_batch) const = 0;
   /// Arguments fit; x.rows >= 1.
   virtual void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,

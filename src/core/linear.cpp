@@ -122,9 +122,15 @@ void LinearCore::check_parameters() const {
 
 void LinearCore::prepare_params(const PrepareOptions& options, StreamRef stream) {
   backend("prepare_params", State::loaded);
+  check_extent("prepare_params: batch", options.batch, 1);
   if (state_ == State::prepared) return;
   backend_->prepare(options, stream);
   state_ = State::prepared;
+}
+
+std::size_t LinearCore::prepare_bytes() const {
+  const Backend& backend = this->backend("prepare_bytes", State::loaded);
+  return prepared() ? 0 : backend.prepare_bytes();
 }
 
 std::size_t LinearCore::workspace_bytes(std::int64_t max_batch) const {

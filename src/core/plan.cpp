@@ -66,6 +66,24 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
   return best;
 }
 
+// The sm90a prefill kernel whose estimate is least.
+struct Prefill : Candidate {
+  int kernel = -1;
+};
+
+Prefill choose_prefill(const Problem& problem, const DeviceTraits& device,
+                       const ForwardOptions& options) {
+  Prefill best;
+  for (int i = 0; i < kKernelCount; ++i) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
+    if (config.isa != Isa::sm90a) continue;
+    if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
+    const Candidate candidate = best_cluster(config, problem, device, options);
+    if (candidate.cycles < best.cycles) best = {candidate, i};
+  }
+  return best;
+}
+
 // Shared memory of a decode kernel's CTA.
 std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& config,
                                  const KSplit& split) {
@@ -152,38 +170,35 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
   const bool hopper = runs_sm90a_code(device);
   const bool few_rows = problem.m <= (hopper ? kDecodeRowsOnHopper : kDecodeRows);
   int decode = -1, decode_rows = 0, prefill = -1;
-  double cycles = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (!is_available(config, device)) continue;
-    if (few_rows && config.family != KernelFamily::decode) continue;
-    if (config.family == KernelFamily::decode) {
-      if (multiplies_digits(config) && !wants_digits(problem, device, options, config)) continue;
-      if (decode == -1 || decode_rows < problem.m) {
-        decode = i;
-        decode_rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-      }
-    } else if (config.isa == Isa::sm90a) {
-      if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
-      const Candidate candidate = best_cluster(config, problem, device, options);
-      if (candidate.cycles < cycles) prefill = i, cycles = candidate.cycles;
-    } else if (prefill == -1 || ctas(config, problem) * 4 >= device.sm_count * std::int64_t{3}) {
-      prefill = i;
+    if (config.isa != Isa::sm80 || !is_available(config, device)) continue;
+    if (config.family == KernelFamily::prefill) {
+      const std::int64_t most = device.sm_count * std::int64_t{3};
+      if (prefill == -1 || ctas(config, problem) * 4 >= most) prefill = i;
+      continue;
+    }
+    if (multiplies_digits(config) && !wants_digits(problem, device, options, config)) continue;
+    if (decode == -1 || decode_rows < problem.m) {
+      decode = i;
+      decode_rows = decode_tile_rows(config, problem.bits, problem.group_columns);
     }
   }
   if (few_rows) return decode;
-  if (!hopper || problem.m > kDecodeRowsAtMost) return prefill;
+  if (!hopper) return prefill;
+  const Prefill fastest = choose_prefill(problem, device, options);
+  if (problem.m > kDecodeRowsAtMost) return fastest.kernel;
   Plan few;
   few.kernel = decode;
   few.grid_m = 1;
-  return split_k(problem, device, options, few) <= cycles ? decode : prefill;
+  return split_k(problem, device, options, few) <= fastest.cycles ? decode : fastest.kernel;
 }
 
-// Tiles and clusters of an sm90a prefill kernel.
-void plan_clusters(const Problem& problem, const DeviceTraits& device,
-                   const ForwardOptions& options, Plan& plan) {
+// Tiles and clusters of an sm90a prefill kernel. LaunchPlan: Plan or PlanTail.
+template <class LaunchPlan>
+void place_tiles(const Problem& problem, const DeviceTraits& device, const ClusterShape& cluster,
+                 LaunchPlan& plan) {
   const KernelConfig& config = plan.config();
-  const ClusterShape cluster = best_cluster(config, problem, device, options).cluster;
   const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
   if (tiles > std::numeric_limits<std::int32_t>::max()) {
     throw Error(ErrorCode::unsupported,
@@ -201,11 +216,60 @@ void plan_clusters(const Problem& problem, const DeviceTraits& device,
   plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
 }
 
+// So many of a problem's channels; only its extents count.
+Problem with_channels(Problem problem, std::int64_t channels) {
+  problem.n_padded = channels;
+  return problem;
+}
+
+// Cuts off the channels whose tiles would begin a wave without filling it, if that is faster: full
+// waves of a large tile, and for the other channels what is best for them.
+void cut_tail(const Problem& problem, const DeviceTraits& device, double cycles, Plan& plan) {
+  constexpr double kSecondLaunch = 2500, kLeastGain = 1.015;  // cycles; of the whole
+  constexpr std::int64_t kLeastRows = 129;
+  constexpr int kLargeTile = 32768;
+  if (problem.m < kLeastRows) return;
+  cycles /= kLeastGain;
+  for (int row = 0; row < kKernelCount; ++row) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
+    if (config.isa != Isa::sm90a || config.tile_n * config.tile_m < kLargeTile) continue;
+    const std::int64_t resident = resident_clusters(device, {});
+    const std::int64_t tiles = cluster_tiles(config, problem, 1) / resident * resident;
+    const std::int64_t channels = tiles / ceil_div(problem.m, config.tile_m) * config.tile_n;
+    if (channels == 0 || channels >= problem.n_padded) continue;
+    const Problem head = with_channels(problem, channels);
+    const double head_cycles = estimate_prefill(config, {}, head, device) + kSecondLaunch;
+    if (head_cycles >= cycles) continue;
+    const Problem rest = with_channels(problem, problem.n_padded - channels);
+    const Prefill fastest = choose_prefill(rest, device, {});
+    if (head_cycles + fastest.cycles >= cycles) continue;
+    cycles = head_cycles + fastest.cycles;
+    plan.kernel = row;
+    place_tiles(head, device, {}, plan);
+    plan.tail.kernel = fastest.kernel;
+    plan.tail.first_channel = channels;
+    place_tiles(rest, device, fastest.cluster, plan.tail);
+  }
+}
+
+void plan_clusters(const Problem& problem, const DeviceTraits& device,
+                   const ForwardOptions& options, Plan& plan) {
+  const Candidate candidate = best_cluster(plan.config(), problem, device, options);
+  place_tiles(problem, device, candidate.cluster, plan);
+  const bool free = options.kernel == -1 && options.cluster == -1 && options.multicast == -1;
+  if (free && !options.one_launch) cut_tail(problem, device, candidate.cycles, plan);
+}
+
 }  // namespace
 
 bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device) {
-  (void)problem;
-  return runs_sm90a_code(device);
+  // Measured on an H200, dq_group_size 32 (bench/NOTES.md): fewer bytes are worth more than the
+  // decoding where groups are small, weights wide and rows few, and nowhere else.
+  constexpr std::int64_t kLeastWeights = std::int64_t{1} << 25;
+  if (!runs_sm90a_code(device) || problem.group_columns > 32) return false;
+  return problem.bits == 8 ? problem.m <= 8
+                           : problem.bits == 4 && problem.m == 1 &&
+                                 problem.n_padded * problem.k_padded >= kLeastWeights;
 }
 
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
@@ -307,15 +371,29 @@ std::string to_string(const KernelConfig& config) {
                      config.warps_m, config.warps_k, config.stages);
 }
 
-std::string to_string(const Plan& plan) {
-  if (plan.kernel == -1) return "nothing to do";
+namespace {
+
+// Of a Plan or a PlanTail.
+template <class LaunchPlan>
+std::string launch_text(const LaunchPlan& plan) {
   std::string text =
       fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
-  if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
   if (plan.clusters > 0) text += fmt::format(" clusters {}", plan.clusters);
   if (plan.multicast > 1) text += fmt::format(" multicast {}", plan.multicast);
   if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
+  return text;
+}
+
+}  // namespace
+
+std::string to_string(const Plan& plan) {
+  if (plan.kernel == -1) return "nothing to do";
+  std::string text = launch_text(plan);
+  if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
   if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
+  if (plan.tail.kernel != -1) {
+    text += fmt::format(", from channel {} on {}", plan.tail.first_channel, launch_text(plan.tail));
+  }
   if (plan.gathers) text += ", x gathered";
   if (plan.programmatic) text += ", programmatic";
   return text;

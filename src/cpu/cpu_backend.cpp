@@ -63,6 +63,8 @@ class CpuBackend final : public Backend {
     loaded_.reset();
   }
 
+  std::size_t prepare_bytes() const override { return 0; }
+
   // x as floats, in the layer's column order, for the rows that one pass over the weights computes.
   std::size_t workspace_bytes(std::int64_t max_batch) const override {
     const std::int64_t rows = std::min<std::int64_t>(max_batch, cpu::kTileRows);

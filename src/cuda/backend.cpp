@@ -58,6 +58,7 @@ class CudaBackend final : public Backend {
   void load(const WeightsData& weights, StreamRef stream) override;
   void check_values() const override;
   void prepare(const PrepareOptions& options, StreamRef stream) override;
+  std::size_t prepare_bytes() const override;
   std::size_t workspace_bytes(std::int64_t max_batch) const override {
     return mpq::workspace_bytes(problem(max_batch), max_batch);
   }
@@ -223,8 +224,8 @@ bool CudaBackend::packs_statistics(const PrepareOptions& options) const {
     throw Error(ErrorCode::unsupported,
                 fmt::format("prepare_params: statistics cannot stay packed, {}", obstacle));
   }
-  return obstacle == nullptr &&
-         options.packed_statistics.value_or(keeps_statistics_packed(problem(1), traits_));
+  return obstacle == nullptr && options.packed_statistics.value_or(
+                                    keeps_statistics_packed(problem(options.batch), traits_));
 }
 
 void CudaBackend::check_values() const {
@@ -266,6 +267,17 @@ void CudaBackend::check_values() const {
     throw Error(ErrorCode::invalid_weights,
                 fmt::format("the bias of output channel {} is not finite", *bad));
   }
+}
+
+std::size_t CudaBackend::prepare_bytes() const {
+  const bool affine = zero_kind_ == ZeroKind::affine;
+  const std::int64_t statistics = order_.kernel_groups() * n_padded();
+  const std::int64_t zero_rows = zero_kind_ == ZeroKind::integer ? order_.kernel_groups() : 1;
+  std::int64_t bytes = order_.k_padded * bits_ / 8 * n_padded() + 2 * statistics +
+                       (affine ? 4 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
+                       4 * (order_.k_padded + order_.kernel_groups());
+  if (compressed_) bytes += groups() * n() * (affine ? 6 : 2);  // decoded, not yet in order
+  return static_cast<std::size_t>(bytes);
 }
 
 void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
@@ -395,7 +407,21 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
     launch.programmatic = runs_sm90a_code(traits_);
   }
   args.programmatic = launch.programmatic;
+  const PlanTail& tail = chosen.tail;
+  launch.followed = tail.kernel != -1;
   check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype).launch(args, launch),
+             "forward kernel launch");
+  if (tail.kernel == -1) return;
+  const kernels::Launch rest{.grid_n = tail.grid_n,
+                             .grid_m = tail.grid_m,
+                             .cluster = tail.cluster,
+                             .multicast = tail.multicast,
+                             .clusters = tail.clusters,
+                             .first_channel = static_cast<int>(tail.first_channel),
+                             .follows = true,
+                             .programmatic = true,
+                             .stream = stream.get()};
+  check_cuda(kernel_entry(tail.kernel, bits_, config_.dtype).launch(args, rest),
              "forward kernel launch");
 }
 

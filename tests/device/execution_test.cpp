@@ -189,38 +189,57 @@ std::vector<std::uint16_t> run_chain(const std::vector<AnyLinear>& layers,
   return result;
 }
 
-TEST_CASE("programmatic dependent launch changes no bit of a chain of layers") {
-  constexpr std::int64_t kWidth = 512;
-  const auto bits = GENERATE(1, 2, 4, 8);
-  const auto act_order = GENERATE(false, true);
+std::vector<AnyLinear> chain_layers(int bits, std::int64_t width, bool act_order) {
   std::vector<AnyLinear> layers;
   for (std::uint64_t seed = 0; seed < 3; ++seed) {
     auto weights = random_weights({.bits = bits,
-                                   .k = kWidth,
-                                   .n = kWidth,
+                                   .k = width,
+                                   .n = width,
                                    .group_size = 64,
                                    .act_order = act_order,
                                    .seed = 70 + seed});
     // A layer's gain is about 1, of noise or of the mean (q - z is -1/2 in the mean), so that a
     // long chain neither overflows nor dies out.
+    const auto columns = static_cast<double>(width);
     const double code_rms = (1 << bits) / std::sqrt(6.0);
-    const double gain = std::max(code_rms * std::sqrt(kWidth), 0.5 * kWidth);
+    const double gain = std::max(code_rms * std::sqrt(columns), 0.5 * columns);
     auto& scales = data_of(weights).scales;
     std::fill(scales.begin(), scales.end(), float_to_f16(static_cast<float>(1 / gain)));
     layers.emplace_back(weights, Device::cuda(), DType::f16);
     layers.back().prepare_params();
   }
+  return layers;
+}
+
+void check_chain(const std::vector<AnyLinear>& layers, std::int64_t m) {
+  const std::int64_t width = layers[0].config().in_features;
+  const auto x = random_activations(m, width, DType::f16, 90);
+  const auto expected = run_chain(layers, x, m, false, false);
+  const auto alive = std::count_if(expected.begin(), expected.end(), [](std::uint16_t y) {
+    return (y & 0x7fff) != 0 && (y & 0x7c00) != 0x7c00;
+  });
+  CHECK(alive > m * width * 9 / 10);
+  CHECK(run_chain(layers, x, m, true, false) == expected);
+  CHECK(run_chain(layers, x, m, true, true) == expected);
+}
+
+TEST_CASE("programmatic dependent launch changes no bit of a chain of layers") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto act_order = GENERATE(false, true);
+  const auto layers = chain_layers(bits, 512, act_order);
   for (const std::int64_t m : {1, 8, 20, 64, 200}) {
-    const auto x = random_activations(m, kWidth, DType::f16, 90);
-    const auto expected = run_chain(layers, x, m, false, false);
-    const auto alive = std::count_if(expected.begin(), expected.end(), [](std::uint16_t y) {
-      return (y & 0x7fff) != 0 && (y & 0x7c00) != 0x7c00;
-    });
-    CHECK(alive > m * kWidth * 9 / 10);
     INFO("w" << bits << " m " << m << " act-order " << act_order);
-    CHECK(run_chain(layers, x, m, true, false) == expected);
-    CHECK(run_chain(layers, x, m, true, true) == expected);
+    check_chain(layers, m);
   }
+}
+
+TEST_CASE("nor does it where layers are two launches") {
+  const DeviceTraits device = traits_of(Device::cuda());
+  if (!runs_sm90a_code(device)) return;
+  const std::int64_t width = (device.sm_count / 2 + 6) * std::int64_t{128};
+  const auto layers = chain_layers(1, width, GENERATE(false, true));
+  CHECK(layers[0].describe(512).find("from channel") != std::string::npos);
+  check_chain(layers, 512);
 }
 
 TEST_CASE("batch-invariant rows do not depend on the batch", "[small]") {

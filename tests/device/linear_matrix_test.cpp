@@ -244,6 +244,41 @@ TEST_CASE("Hopper prefill kernels are right over several tiles a CTA") {
   }
 }
 
+// More tiles than the device takes at once, by a few: they are a launch of their own.
+TEST_CASE("a layer in two launches has the bits of one launch") {
+  const DeviceTraits device = traits_of(Device::cuda());
+  if (!runs_sm90a_code(device)) return;
+  constexpr std::int64_t kRows = 500, kK = 2048;
+  std::int64_t n = 64 + 5;  // the last strip is not full
+  const auto launches_twice = [&] {
+    const Problem problem{.m = kRows,
+                          .n = n,
+                          .k = kK,
+                          .n_padded = round_up(n, layout_align_n(4)),
+                          .k_padded = round_up(kK, layout_align_k(4)),
+                          .group_columns = 64};
+    return plan(problem, device).tail.kernel != -1;
+  };
+  while (n < 20000 && !launches_twice()) n += 64;
+  const auto weights = random_weights(
+      {.bits = 4, .k = kK, .n = n, .group_size = 64, .bias = true, .exact = true, .seed = 14});
+  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  linear.prepare_params();
+  INFO("N " << n << ": " << linear.describe(kRows));
+  REQUIRE(linear.describe(kRows).find("from channel") != std::string::npos);
+  const auto x = random_activations(kRows, kK, DType::f16, 15, /*exact=*/true);
+  const auto expected = run_linear(linear, x, {.m = kRows, .options = {.one_launch = true}});
+  for (const std::int64_t padding : {0, 1, 4}) {
+    for (const bool programmatic : {false, true}) {
+      CHECK(run_linear(linear, x,
+                       {.m = kRows,
+                        .x_padding = padding,
+                        .y_padding = padding,
+                        .options = {.programmatic = programmatic}}) == expected);
+    }
+  }
+}
+
 TEST_CASE("forward is right on a layer of real size") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto dtype = GENERATE(DType::f16, DType::bf16);

@@ -53,6 +53,28 @@ TEST_CASE("loaded parameters are as given until they are prepared", "[small]") {
   CHECK(linear.scales().shape == std::array<std::int64_t, 2>{4, 128});
 }
 
+TEST_CASE("the memory that preparing takes is told in advance", "[small]") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  for (const auto zeros : {ZeroKind::none, ZeroKind::integer, ZeroKind::affine}) {
+    const auto weights =
+        random_weights({.bits = bits, .k = 1024, .n = 256, .zero_kind = zeros, .seed = 3});
+    AnyLinear linear(weights, Device::cuda(), DType::f16);
+    const std::size_t told = linear.prepare_bytes();
+    linear.prepare_params();
+    CHECK(linear.prepare_bytes() == 0);
+    std::size_t owned = 0;
+    for (const TensorView& view : {linear.qweight(), linear.scales(), linear.zeros()}) {
+      const std::size_t element = view.element == ElementType::u8    ? 1
+                                  : view.element == ElementType::u16 ? 2
+                                                                     : 4;
+      owned += static_cast<std::size_t>(view.shape[0] * view.shape[1]) * element;
+    }
+    // Beside it only where columns and groups of the layout come from.
+    CHECK(told == owned + 4 * (1024 + 8));
+    CHECK(static_cast<double>(told) < 1.1 * bits / 8 * 1024 * 256 + 6 * 8 * 256 + 4 * (1024 + 8));
+  }
+}
+
 TEST_CASE("check_parameters names what is not finite", "[small]") {
   const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
   const auto prepared = GENERATE(false, true);

@@ -22,7 +22,15 @@ TEST_CASE("the plan covers every row and channel") {
         const Plan chosen = plan(problem(m, n), kHopper, {.kernel = kernel});
         // The decode kernels walk over channels, whatever the grid.
         const bool walks = chosen.config().family == KernelFamily::decode;
-        CHECK((walks || static_cast<std::int64_t>(chosen.grid_n) * chosen.config().tile_n >= n));
+        const bool whole = chosen.tail.kernel == -1;
+        const std::int64_t channels = std::int64_t{chosen.grid_n} * chosen.config().tile_n;
+        CHECK((walks || channels >= (whole ? n : chosen.tail.first_channel)));
+        if (!whole) {
+          const PlanTail& tail = chosen.tail;
+          CHECK(channels == tail.first_channel);
+          CHECK(tail.first_channel + std::int64_t{tail.grid_n} * tail.config().tile_n >= n);
+          CHECK(std::int64_t{tail.grid_m} * tail.config().tile_m >= m);
+        }
         CHECK(static_cast<std::int64_t>(chosen.grid_m) * chosen.config().tile_m >= m);
         if (kernel != -1) CHECK(chosen.kernel == kernel);
       }
@@ -48,6 +56,34 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
   const Plan ampere = plan(problem(4096), {.compute_capability = 80, .sm_count = 108});
   CHECK(ampere.config().isa == Isa::sm80);
   CHECK(ampere.config().tile_m == 128);
+}
+
+TEST_CASE("statistics stay packed where that was measured to be faster") {
+  const auto packed = [](int bits, std::int64_t m, std::int64_t group, std::int64_t n) {
+    Problem statistics = problem(m, n);
+    statistics.bits = bits;
+    statistics.group_columns = group;
+    return keeps_statistics_packed(statistics, kHopper);
+  };
+  CHECK(packed(4, 1, 32, 8192));
+  CHECK(packed(8, 8, 32, 1024));
+  CHECK_FALSE(packed(4, 1, 32, 1024));
+  CHECK_FALSE(packed(4, 2, 32, 8192));
+  CHECK_FALSE(packed(4, 1, 64, 8192));
+  CHECK_FALSE(packed(8, 9, 32, 8192));
+  CHECK_FALSE(packed(2, 1, 32, 8192));
+}
+
+TEST_CASE("tiles that are a few more than fit at once are a launch of their own") {
+  const Problem odd = problem(512, 10240, 8192);
+  const Plan chosen = plan(odd, kHopper);
+  REQUIRE(chosen.tail.kernel != -1);
+  CHECK(chosen.tail.first_channel == 66 * 128);  // two tiles of 256 rows each: 132
+  CHECK(to_string(chosen).find("from channel 8448 on prefill sm90a") != std::string::npos);
+  CHECK(plan(odd, kHopper, {.one_launch = true}).tail.kernel == -1);
+  CHECK(plan(odd, kHopper, {.kernel = chosen.kernel}).tail.kernel == -1);
+  CHECK(plan(problem(128, 10240, 8192), kHopper).tail.kernel == -1);
+  CHECK(plan(problem(512, 8192, 8192), kHopper).tail.kernel == -1);  // 128 tiles
 }
 
 TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits where they fit") {
