@@ -63,8 +63,8 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                      static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
                      args.part};
 
-  ActivationSlice<C> x(args, storage, slice);
-  TileReduction<T, C> reduction(args, storage, slice);
+  ActivationSlice<C, kGeneral> x(args, storage, slice);
+  TileReduction<T, C, kGeneral> reduction(args, storage, slice);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);

@@ -12,8 +12,8 @@
 namespace mpq::kernels {
 
 /// The CTA's slice of x in shared memory: rows as they are in memory, x_pitch bytes apart, which
-/// spreads the eight rows that ldmatrix reads together over the banks.
-template <KernelConfig C>
+/// spreads the eight rows that ldmatrix reads together over the banks. kAnew: as in TileReduction.
+template <KernelConfig C, bool kAnew>
 class ActivationSlice {
  public:
   __device__ __forceinline__ ActivationSlice(const ForwardArguments& args,
@@ -49,9 +49,9 @@ class ActivationSlice {
   }
 
  private:
-  // Found out anew, not held through the main loop.
   __device__ __forceinline__ int first_row() const {
-    return ptx::opaque(static_cast<int>(blockIdx.y)) * args_.tile_rows;
+    const auto tile = static_cast<int>(blockIdx.y);
+    return (kAnew ? ptx::opaque(tile) : tile) * args_.tile_rows;
   }
   __device__ __forceinline__ int rows() const {
     return min(args_.m - first_row(), args_.tile_rows);

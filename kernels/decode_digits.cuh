@@ -362,9 +362,9 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   const int slice_begin = split.part_begin(0, 0), begin = split.part_begin(0, warp_k),
             end = split.part_begin(0, warp_k + 1);
 
-  ActivationSlice<C> x(args, storage, slice);
+  ActivationSlice<C, false> x(args, storage, slice);
   const DigitSlice<WBits, T> digits(args, slice);
-  TileReduction<T, C> reduction(args, storage, slice);
+  TileReduction<T, C, false> reduction(args, storage, slice);
   const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
   const auto start_x = [&] {
     if (warp == 0) {

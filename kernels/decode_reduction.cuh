@@ -15,8 +15,9 @@ namespace mpq::kernels {
 /// Sums of a tile on their way from the warps of a cluster to y. Every CTA of the cluster owns a
 /// part of the tile: the others push their sums of it into its inbox (st.async), it adds them in
 /// the order of the ranks. Two inboxes, so that pushing may begin while the tile before is still
-/// being added.
-template <DType T, KernelConfig C>
+/// being added. kAnew: where a tile lies is found out anew at its end, for kernels without
+/// registers to hold it through the main loop.
+template <DType T, KernelConfig C, bool kAnew>
 class TileReduction {
  public:
   static constexpr int kWarpN = DecodeStorage<C>::kWarpN;
@@ -124,18 +125,22 @@ class TileReduction {
   __device__ __forceinline__ int element_shift(int warps_n_shift) const {
     return args_.slots_shift + (kWarpN == 64 ? 6 : 5) + warps_n_shift;
   }
-  // What a tile's end needs to know of its place is found out anew, not held through the main loop.
+  __device__ __forceinline__ int cta() const {
+    const auto index = static_cast<int>(blockIdx.x);
+    return kAnew ? ptx::opaque(index) : index;
+  }
   __device__ __forceinline__ int rank() const {
-    return ptx::opaque(static_cast<int>(blockIdx.x)) & ((1 << args_.cluster_shift) - 1);
+    const int shift = kAnew ? ptx::opaque(args_.cluster_shift) : args_.cluster_shift;
+    return cta() & ((1 << shift) - 1);
   }
   __device__ __forceinline__ float* inboxes() const {
     return reinterpret_cast<float*>(
-        slice_ + decode_slice_bytes(C, 1 << args_.slots_shift, ptx::opaque(args_.x_pitch)));
+        slice_ + decode_slice_bytes(C, 1 << args_.slots_shift,
+                                    kAnew ? ptx::opaque(args_.x_pitch) : args_.x_pitch));
   }
   // First column of the CTA's tile number `tile`.
   __device__ __forceinline__ int column_of(int tile) const {
-    const int first = ptx::opaque(static_cast<int>(blockIdx.x)) >> args_.cluster_shift;
-    return (first << args_.warps_n_shift) + tile * args_.column_stride;
+    return ((cta() >> args_.cluster_shift) << args_.warps_n_shift) + tile * args_.column_stride;
   }
   __device__ __forceinline__ void store(int column, const Place& place, float sum) const {
     const int channel = (column + place.warp) * kWarpN + place.n;

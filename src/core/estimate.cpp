@@ -13,7 +13,7 @@ double dequantising_slots(const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   switch (problem.bits) {
     case 8:
-      return bf16 ? 290 : 137;
+      return bf16 ? 175 : 137;
     case 4:
       return bf16 ? 135 : 125;
     case 2:

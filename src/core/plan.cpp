@@ -223,33 +223,28 @@ Problem with_channels(Problem problem, std::int64_t channels) {
 }
 
 // Cuts off the channels whose tiles would begin a wave without filling it, if that is faster: full
-// waves of a large tile, and for the other channels what is best for them.
+// waves of the largest tile, the last row of the table, and for the other channels what is best for
+// them.
 void cut_tail(const Problem& problem, const DeviceTraits& device, double cycles, Plan& plan) {
-  constexpr double kSecondLaunch = 2500, kLeastGain = 1.015;  // cycles; of the whole
+  constexpr double kSecondLaunch = 7000, kLeastGain = 1.015;  // cycles; of the whole
   constexpr std::int64_t kLeastRows = 129;
-  constexpr int kLargeTile = 32768;
   if (problem.m < kLeastRows) return;
-  cycles /= kLeastGain;
-  for (int row = 0; row < kKernelCount; ++row) {
-    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
-    if (config.isa != Isa::sm90a || config.tile_n * config.tile_m < kLargeTile) continue;
-    const std::int64_t resident = resident_clusters(device, {});
-    const std::int64_t tiles = cluster_tiles(config, problem, 1) / resident * resident;
-    const std::int64_t channels = tiles / ceil_div(problem.m, config.tile_m) * config.tile_n;
-    if (channels == 0 || channels >= problem.n_padded) continue;
-    const Problem head = with_channels(problem, channels);
-    const double head_cycles = estimate_prefill(config, {}, head, device) + kSecondLaunch;
-    if (head_cycles >= cycles) continue;
-    const Problem rest = with_channels(problem, problem.n_padded - channels);
-    const Prefill fastest = choose_prefill(rest, device, {});
-    if (head_cycles + fastest.cycles >= cycles) continue;
-    cycles = head_cycles + fastest.cycles;
-    plan.kernel = row;
-    place_tiles(head, device, {}, plan);
-    plan.tail.kernel = fastest.kernel;
-    plan.tail.first_channel = channels;
-    place_tiles(rest, device, fastest.cluster, plan.tail);
-  }
+  constexpr KernelConfig kLargest = kKernelTable.back();
+  static_assert(kLargest.isa == Isa::sm90a && shares_x(kLargest));
+  const std::int64_t resident = resident_clusters(device, {});
+  const std::int64_t tiles = cluster_tiles(kLargest, problem, 1) / resident * resident;
+  const std::int64_t channels = tiles / ceil_div(problem.m, kLargest.tile_m) * kLargest.tile_n;
+  if (channels == 0 || channels >= problem.n_padded) return;
+  const Problem head = with_channels(problem, channels),
+                rest = with_channels(problem, problem.n_padded - channels);
+  const double head_cycles = estimate_prefill(kLargest, {}, head, device) + kSecondLaunch;
+  const Prefill fastest = choose_prefill(rest, device, {});
+  if ((head_cycles + fastest.cycles) * kLeastGain >= cycles) return;
+  plan.kernel = kKernelCount - 1;
+  place_tiles(head, device, {}, plan);
+  plan.tail.kernel = fastest.kernel;
+  plan.tail.first_channel = channels;
+  place_tiles(rest, device, fastest.cluster, plan.tail);
 }
 
 void plan_clusters(const Problem& problem, const DeviceTraits& device,
@@ -378,6 +373,9 @@ template <class LaunchPlan>
 std::string launch_text(const LaunchPlan& plan) {
   std::string text =
       fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
+  if constexpr (requires { plan.warps_n; }) {
+    if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
+  }
   if (plan.clusters > 0) text += fmt::format(" clusters {}", plan.clusters);
   if (plan.multicast > 1) text += fmt::format(" multicast {}", plan.multicast);
   if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
@@ -389,7 +387,6 @@ std::string launch_text(const LaunchPlan& plan) {
 std::string to_string(const Plan& plan) {
   if (plan.kernel == -1) return "nothing to do";
   std::string text = launch_text(plan);
-  if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
   if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
   if (plan.tail.kernel != -1) {
     text += fmt::format(", from channel {} on {}", plan.tail.first_channel, launch_text(plan.tail));
