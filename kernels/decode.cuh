@@ -18,6 +18,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "arguments.hpp"
@@ -35,9 +37,10 @@
 
 namespace mpq::kernels {
 
-/// k-steps that are one body of the main loop.
-template <int WBits>
-constexpr int kSegmentSteps = KernelLayout<WBits>::kStepsPerBlock < 4 ? 2 : 4;
+/// k-steps that are one body of the main loop: as many as registers allow, for what surrounds them
+/// costs issue slots, too.
+template <int WBits, KernelConfig C>
+constexpr int kSegmentSteps = std::min(KernelLayout<WBits>::kStepsPerBlock, C.tile_m > 8 ? 4 : 8);
 
 /// The CTA's work. Groups are kGroupSteps k-steps or, if that is a segment, any number of segments.
 /// kGeneral: affine zeros, scales that are not of the activations' type, or several chunks of K.
@@ -48,10 +51,12 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   constexpr int kTiles = DecodeStorage<C>::kTiles, kTilesM = C.tile_m / 8;
   constexpr int kSteps = Layout::kStepsPerBlock;
   // A short one where the code of several groups does not fit into the registers.
-  constexpr int kSegment = kGeneral && kGroupSteps <= 2 ? 2 : kSegmentSteps<WBits>;
+  constexpr bool kBrief = kGroupSteps <= 2 && (kGeneral || kSteps > 4);
+  constexpr int kSegment = kBrief ? 2 : std::max(kGroupSteps, std::min(kSteps, 4));
   constexpr int kSegments = kSteps / kSegment;  // of a block
-  constexpr int kSegmentShift = kSegment == 4 ? 6 : 5;
-  static_assert(kSegment * Layout::kStepK == 1 << kSegmentShift);
+  // A word is shifted when the codes that products take as they lie are used up.
+  constexpr int kInPlace = RawCodes<WBits, T>::kInPlace;
+  constexpr int kShiftedAt = (kSegment - 1) / kInPlace * kInPlace;  // last, within a segment
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int warp_n = warp & ((1 << args.warps_n_shift) - 1), warp_k = warp >> args.warps_n_shift;
   const auto columns = static_cast<int>(static_cast<unsigned>(args.n_padded) / C.tile_n);
@@ -63,8 +68,9 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                      static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
                      args.part};
 
-  ActivationSlice<C, kGeneral> x(args, storage, slice);
-  TileReduction<T, C, kGeneral> reduction(args, storage, slice);
+  constexpr bool kAnew = kGeneral || kSegment > 4;  // no registers to spare
+  ActivationSlice<C, kAnew> x(args, storage, slice);
+  TileReduction<T, C, kAnew> reduction(args, storage, slice);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -84,8 +90,8 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   if (args.programmatic) start_x(0);
 
   DecodeAccumulator<WBits, T, C, kGeneral> sums;
-  const auto part_of_x = [&](int chunk, int m) {
-    const int first = split.part_begin(chunk, 0), begin = split.part_begin(chunk, warp_k);
+  const auto part_of_x = [&](int chunk, int part, int m) {
+    const int first = split.part_begin(chunk, 0), begin = split.part_begin(chunk, part);
     return x.of_lane(lane, m) + (begin - first) * (Layout::kBlockK * 2);
   };
   const auto complete_x = [&](int chunk) {
@@ -94,7 +100,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
     const int begin = split.part_begin(chunk, warp_k), end = split.part_begin(chunk, warp_k + 1);
     const unsigned char* part[kTilesM];
 #pragma unroll
-    for (int m = 0; m < kTilesM; ++m) part[m] = part_of_x(chunk, m);
+    for (int m = 0; m < kTilesM; ++m) part[m] = part_of_x(chunk, warp_k, m);
     sums.set_scales_of_x(part, end - begin, lane);
   };
   complete_x(0);
@@ -113,23 +119,26 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
         }
         sums.resume();
       }
-      const int begin = split.part_begin(chunk, warp_k), end = split.part_begin(chunk, warp_k + 1);
+      const int part = kAnew ? ptx::opaque(warp_k) : warp_k;
+      const int begin = split.part_begin(chunk, part), end = split.part_begin(chunk, part + 1);
       if (begin != end && reduction.column() + warp_n < columns) {
         const unsigned char* pair[kTilesM];
 #pragma unroll
-        for (int m = 0; m < kTilesM; ++m) pair[m] = part_of_x(chunk, m);
-        int segment = begin * kSegments;
-        const int last = end * kSegments;
+        for (int m = 0; m < kTilesM; ++m) pair[m] = part_of_x(chunk, part, m);
+        int step = begin * kSteps;
+        const int last = end * kSteps;
         uint4 words[kTiles];
+        const auto shift_words = [&](int bits) {
+#pragma unroll
+          for (int t = 0; t < kTiles; ++t) {
+            words[t].x >>= bits, words[t].y >>= bits, words[t].z >>= bits, words[t].w >>= bits;
+          }
+        };
         const auto multiply_segment = [&] {
-          if (segment % kSegments == 0) {
+          if (kSegments == 1 || step % kSteps == 0) {
             weights.take(words);
           } else {
-#pragma unroll
-            for (int t = 0; t < kTiles; ++t) {
-              words[t].x >>= WBits * kSegment, words[t].y >>= WBits * kSegment;
-              words[t].z >>= WBits * kSegment, words[t].w >>= WBits * kSegment;
-            }
+            shift_words(WBits * (kSegment - kShiftedAt));
           }
           static_for<kSegment / 2>([&]<int kPair>() {
             std::uint32_t b[kTilesM][4];
@@ -148,28 +157,32 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
               for (int m = 0; m < kTilesM; ++m) {
                 half[m][0] = b[m][2 * kHalf], half[m][1] = b[m][2 * kHalf + 1];
               }
-              sums.template multiply<kStep>(words, half);
+              constexpr int kPosition = kStep % kInPlace;
+              if constexpr (kStep > 0 && kPosition == 0) shift_words(WBits * kInPlace);
+              sums.template multiply<kPosition>(words, half);
               if constexpr (kGroupSteps < kSegment && (kStep + 1) % kGroupSteps == 0) {
                 sums.end_group(args, parameters);
               }
             });
           });
-          if (++segment % kSegments == 0) weights.refill();
+          step += kSegment;
+          if (kSegments == 1 || step % kSteps == 0) weights.refill();
         };
 #pragma unroll 1
         do {
           if constexpr (kGroupSteps == kSegment) {
-            const int shift = args.group_shift - kSegmentShift;
-            const int stop = min(last, ((segment >> shift) + 1) << shift);
+            const int shift = args.group_shift - 4;
+            static_assert(Layout::kStepK == 1 << 4);
+            const int stop = min(last, ((step >> shift) + 1) << shift);
             sums.begin_group(parameters);
 #pragma unroll 1
             do multiply_segment();
-            while (segment < stop);
+            while (step < stop);
             sums.end_group(args, parameters);
           } else {
             multiply_segment();
           }
-        } while (segment < last);
+        } while (step < last);
       }
       sums.finish();
     }
@@ -204,21 +217,27 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
       decode_digits<WBits, T, C, 1>(args, storage, slice);
     }
   } else {
-    constexpr int kSegment = kSegmentSteps<WBits>;
-    if (args.group_shift >= (kSegment == 4 ? 6 : 5)) {
+    constexpr int kSegment = kSegmentSteps<WBits, C>;
+    constexpr int kShort = std::min(KernelLayout<WBits>::kStepsPerBlock, 4);
+    const auto run = [&]<int kGroupSteps, bool kGeneral>() {
+      decode_tiles<WBits, T, C, kGroupSteps, kGeneral>(args, storage, slice);
+    };
+    constexpr int kSegmentShift = std::countr_zero(static_cast<unsigned>(16 * kSegment));
+    constexpr int kShortShift = std::countr_zero(static_cast<unsigned>(16 * kShort));
+    if (general && args.group_shift >= kShortShift) {
+      run.template operator()<kShort, true>();
+    } else if (args.group_shift >= kSegmentShift) {
+      run.template operator()<kSegment, false>();
+    } else if (kSegment > kShort && args.group_shift >= kShortShift) {
+      run.template operator()<kShort, false>();
+    } else if (kShort == 4 && args.group_shift == 5) {
       if (general) {
-        decode_tiles<WBits, T, C, kSegment, true>(args, storage, slice);
+        run.template operator()<2, true>();
       } else {
-        decode_tiles<WBits, T, C, kSegment, false>(args, storage, slice);
-      }
-    } else if (kSegment == 4 && args.group_shift == 5) {
-      if (general) {
-        decode_tiles<WBits, T, C, 2, true>(args, storage, slice);
-      } else {
-        decode_tiles<WBits, T, C, 2, false>(args, storage, slice);
+        run.template operator()<2, false>();
       }
     } else {  // groups of 16 columns; never mind the time
-      decode_tiles<WBits, T, C, 1, true>(args, storage, slice);
+      run.template operator()<1, true>();
     }
   }
 }

@@ -45,6 +45,7 @@ class ActivationSlice {
   /// Where a lane's ldmatrix of the first pair of k-steps begins, for n = 8 tile m. Rows past x are
   /// its last one: what comes of that reaches only rows of y that are not there.
   __device__ __forceinline__ const unsigned char* of_lane(int lane, int m) const {
+    if constexpr (kAnew) lane = ptx::opaque(lane);
     return shared_ + min(8 * m + lane % 8, rows() - 1) * args_.x_pitch + lane / 8 * 16;
   }
 

@@ -66,21 +66,38 @@ class TileReduction {
     if (!alone && threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect_tx(arrived, 4 * count);
     }
+    const auto add_up = [&]<int kChannels>() {
 #pragma unroll 1
-    for (int i = thread; i < count; i += C.threads()) {
-      const Place place(i, warps_n_shift);
-      float sum = 0.f;
+      for (int i = kChannels * thread; i < count; i += kChannels * C.threads()) {
+        const Place place(i, warps_n_shift);
+        float sum[kChannels] = {};
+        if constexpr (kChannels == 4) {
+#pragma unroll 4
+          for (int w = place.warp; w < C.warps(); w += 1 << warps_n_shift) {
+            const float4 more = *reinterpret_cast<const float4*>(&sums[w][place.m][place.n]);
+            sum[0] += more.x, sum[1] += more.y, sum[2] += more.z, sum[3] += more.w;
+          }
+        } else {  // few elements: all loads at once
 #pragma unroll
-      for (int step = 0; step < C.warps(); ++step) {
-        const int w = place.warp + (step << warps_n_shift);
-        if (w < C.warps()) sum += sums[w][place.m][place.n];
+          for (int step = 0; step < C.warps(); ++step) {
+            const int w = place.warp + (step << warps_n_shift);
+            if (w < C.warps()) sum[0] += sums[w][place.m][place.n];
+          }
+        }
+        if (alone) {
+#pragma unroll
+          for (int j = 0; j < kChannels; ++j) store(column, place, j, sum[j]);
+        } else {
+          ptx::st_async(inbox + (i & (part - 1)), sum, arrived,
+                        i >> (count_shift - args_.cluster_shift));
+        }
       }
-      if (alone) {
-        store(column, place, sum);
-      } else {
-        ptx::st_async(inbox + (i & (part - 1)), sum, arrived,
-                      i >> (count_shift - args_.cluster_shift));
-      }
+    };
+    // Parts and the channels of a warp are multiples of four.
+    if (C.tile_m > 2 && count > C.threads()) {
+      add_up.template operator()<4>();
+    } else {
+      add_up.template operator()<1>();
     }
     __syncthreads();  // the warps' sums may be written again
     ++tiles_;
@@ -102,7 +119,7 @@ class TileReduction {
       for (int from = 0; from < 8; ++from) {
         if (from < 1 << args_.cluster_shift) sum += inbox[from * part + i];
       }
-      store(column, Place(rank * part + i, warps_n_shift), sum);
+      store(column, Place(rank * part + i, warps_n_shift), 0, sum);
     }
     __syncwarp();
   }
@@ -142,8 +159,9 @@ class TileReduction {
   __device__ __forceinline__ int column_of(int tile) const {
     return ((cta() >> args_.cluster_shift) << args_.warps_n_shift) + tile * args_.column_stride;
   }
-  __device__ __forceinline__ void store(int column, const Place& place, float sum) const {
-    const int channel = (column + place.warp) * kWarpN + place.n;
+  // The sum of the j-th channel from `place` on.
+  __device__ __forceinline__ void store(int column, const Place& place, int j, float sum) const {
+    const int channel = (column + place.warp) * kWarpN + place.n + j;
     const int row = static_cast<int>(blockIdx.y) * args_.tile_rows + place.m;
     if (channel >= args_.n || row >= args_.m || place.m >= args_.tile_rows) return;
     if (args_.bias != nullptr) sum += __ldg(args_.bias + channel);

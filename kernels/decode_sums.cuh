@@ -25,23 +25,22 @@ struct RawCodes {
   static constexpr int kPositions = 8 / WBits < 4 ? 8 / WBits : 4;
   static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits, kBias = Half2Of<T>::kBias;
   static constexpr int kQuantum = T == DType::f16 ? -24 : -133;  // log2
+  /// Steps whose codes are taken from a word before it must be shifted.
+  static constexpr int kInPlace = WBits == 8 ? 2 : kPositions;
   static constexpr bool kScalesX = kPositions > 1 || T == DType::bf16;
   /// The exponent, with its bias, to which the largest x of a row is brought if kMostRaise allows
   /// it: high enough to lose nothing of the smaller ones, low enough for the sums of products.
   static constexpr int kTarget = T == DType::f16 ? 30 : 247;
   static constexpr int kMostRaise = T == DType::f16 ? 15 : 126;
 
-  /// The codes of step kStep.
+  /// The codes of step kStep of those that are lowest in the word.
   template <int kStep>
   static __device__ __forceinline__ std::uint32_t pair(std::uint32_t word) {
-    constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
-    constexpr int kShift = WBits * (kStep % kPositions);
+    static_assert(kStep < kInPlace);
     if constexpr (kStep < kPositions) {
-      return word & (kMask << kShift);
-    } else if constexpr (WBits == 8) {
-      return __byte_perm(word, 0, 0x4341);  // bytes 1 and 3
+      return word & (((1u << WBits) - 1) * 0x00010001u << (WBits * kStep));
     } else {
-      return (word >> (WBits * kPositions)) & (kMask << kShift);
+      return __byte_perm(word, 0, 0x4341);  // bytes 1 and 3
     }
   }
   /// A pair of 2^exponent.

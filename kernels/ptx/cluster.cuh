@@ -29,19 +29,32 @@ __device__ __forceinline__ void barrier_cluster_wait() {
 #endif
 }
 
-/// Stores `value` at the place of `local` in CTA `rank` of the cluster, where the mbarrier at the
-/// place of `barrier` counts its bytes.
-__device__ __forceinline__ void st_async(float* local, float value, std::uint64_t* barrier,
-                                         int rank) {
+/// Stores one float, or four, 16-byte aligned, at the place of `local` in CTA `rank` of the
+/// cluster, where the mbarrier at the place of `barrier` counts their bytes.
+template <int kCount>
+__device__ __forceinline__ void st_async(float* local, const float (&values)[kCount],
+                                         std::uint64_t* barrier, int rank) {
+  static_assert(kCount == 1 || kCount == 4);
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .b32 target, counter;\n"
-      "mapa.shared::cluster.u32 target, %0, %3;\n"
-      "mapa.shared::cluster.u32 counter, %2, %3;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [target], %1, [counter];\n}" ::"r"(
-          shared_address(local)),
-      "r"(__float_as_uint(value)), "r"(shared_address(barrier)), "r"(rank)
-      : "memory");
+  std::uint32_t target, counter;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(target)
+               : "r"(shared_address(local)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(counter)
+               : "r"(shared_address(barrier)), "r"(rank));
+  if constexpr (kCount == 4) {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+        "[%5];" ::"r"(target),
+        "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "r"(counter)
+        : "memory");
+  } else {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(target),
+        "f"(values[0]), "r"(counter)
+        : "memory");
+  }
 #endif
 }
 

@@ -1,6 +1,8 @@
 #pragma once
 // Emulated: clusters. Launches are never programmatic here: a kernel's predecessor has ended.
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 
@@ -21,12 +23,16 @@ inline void barrier_cluster_wait() {
                        emulator::arrived_generation());
 }
 
-inline void st_async(float* local, float value, std::uint64_t* barrier, int rank) {
+template <int kCount>
+inline void st_async(float* local, const float (&values)[kCount], std::uint64_t* barrier,
+                     int rank) {
   auto* target = emulator::in_cta(local, rank);
   auto& b = emulator::transaction_barrier(barrier, rank);
+  std::array<float, kCount> copy;
+  std::copy_n(values, kCount, copy.begin());
   emulator::do_later([=, &b] {
-    std::memcpy(target, &value, sizeof(value));
-    b.bytes -= 4;
+    std::memcpy(target, copy.data(), sizeof(copy));
+    b.bytes -= static_cast<int>(sizeof(copy));
     b.check();
   });
 }
