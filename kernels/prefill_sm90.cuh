@@ -36,29 +36,32 @@ namespace mpq::kernels {
 
 template <int WBits, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void initialise_barriers(
-    HopperPrefillStorage<WBits, C, kGeneral>& storage, int multicast) {
+    const HopperPrefillArguments& args, HopperPrefillStorage<WBits, C, kGeneral>& storage) {
   using Shape = HopperPrefillShape<WBits, C>;
   constexpr int kConsumerWarps = 4 * Shape::kConsumersN;
   using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
   for (int i = 0; i < Storage::kStages; ++i) {
     ptx::mbarrier_init(&storage.x_full[i], Shape::kOneRing ? 3 : 2);  // warps of the producer
-    ptx::mbarrier_init(&storage.x_empty[i], kConsumerWarps * multicast);
+    ptx::mbarrier_init(&storage.x_empty[i], kConsumerWarps * args.multicast);
   }
   for (int i = 0; i < Storage::kWeightStages; ++i) {
     ptx::mbarrier_init(&storage.weights_full[i], 1);
     ptx::mbarrier_init(&storage.weights_empty[i], kConsumerWarps);
   }
+  ptx::mbarrier_init(&storage.sums_arrived, 1);
   ptx::fence_mbarrier_init();
+  if (args.split > 1) {  // once: the cluster has one tile
+    const int slice = static_cast<int>(blockIdx.x) % (args.multicast * args.split) / args.multicast;
+    ptx::mbarrier_arrive_expect_tx(&storage.sums_arrived, Storage::inbox_bytes(slice, args.split));
+  }
 }
 
 template <int WBits, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void produce(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage) {
   PrefillProducer<WBits, C, kGeneral>(args, storage).run();
-  if (args.split > 1) {  // reduce() has two barriers of the cluster
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-    ptx::barrier_cluster_arrive();
+  if (args.split > 1) {  // reduce() meets in the cluster's barrier
+    ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
   }
 }
@@ -85,7 +88,8 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
 
 /// One row of kKernelTable.
 template <int WBits, DType T, int Row, bool kGeneral>
-__global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::kThreads, 1)
+__global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::kThreads,
+                                  kKernelTable[Row].ctas_per_sm)
     prefill_sm90(const __grid_constant__ HopperPrefillArguments args) {
 #if MPQ_HAS_WGMMA
   constexpr KernelConfig C = kKernelTable[Row];
@@ -97,7 +101,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
   if (threadIdx.x == 0) {
     ptx::prefetch_tensormap(&args.x);
     ptx::prefetch_tensormap(&args.weights);
-    initialise_barriers<WBits, C, kGeneral>(storage, args.multicast);
+    initialise_barriers<WBits, C, kGeneral>(args, storage);
   }
   __syncthreads();
   if (args.multicast > 1) {  // neighbours write here

@@ -30,8 +30,8 @@ class PrefillConsumer {
         cluster_(args),
         storage_(storage),
         warpgroup_(warpgroup),
-        column_(warpgroup % Shape::kConsumersN),
-        phase_(warpgroup / Shape::kConsumersN),
+        column_(Shape::kPhases == 1 ? warpgroup : warpgroup % Shape::kConsumersN),
+        phase_(Shape::kPhases == 1 ? 0 : warpgroup / Shape::kConsumersN),
         warp_(static_cast<int>(threadIdx.x) / 32 % 4),
         lane_(static_cast<int>(threadIdx.x) % 32),
         leader_(first.leader),
@@ -96,8 +96,15 @@ class PrefillConsumer {
   /// Adds the slices' sums, in their order. Each CTA of the cluster then holds the units that it
   /// owns.
   __device__ __forceinline__ void reduce() {
-    const int thread = static_cast<int>(threadIdx.x) % 128;
-    synchronise();  // the rings, which become inboxes, have been read
+    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+    const bool alone = cluster_.split == 1;
+    // The rings, which become inboxes, have been read.
+    if (alone) {
+      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    } else {
+      ptx::barrier_cluster_arrive_relaxed();
+      ptx::barrier_cluster_wait();
+    }
     for_each_unit([&](int t, int pass) {
       if (owns(t, pass)) return;
       auto& inbox = inbox_of(t, pass)[slice_ * Shape::kPhases + phase_];
@@ -105,15 +112,21 @@ class PrefillConsumer {
 #pragma unroll
       for (int i = 0; i < kPassFragments; ++i) {
         const float* d = &sums_[t][4 * (pass * kPassFragments + i)];
-        const float4 part = make_float4(d[0], d[1], d[2], d[3]);
-        if (cluster_.split == 1) {
-          inbox[i][thread] = part;
+        if (alone) {
+          inbox[i][thread] = make_float4(d[0], d[1], d[2], d[3]);
         } else {
-          ptx::st_shared_cluster(&inbox[i][thread], part, owner * cluster_.multicast + member_);
+          const float values[4] = {d[0], d[1], d[2], d[3]};
+          ptx::st_async(&inbox[i][thread].x, values, &storage_.sums_arrived,
+                        owner * cluster_.multicast + member_);
         }
       }
     });
-    synchronise();  // the sums are in their inboxes
+    // The sums are in their inboxes.
+    if (alone) {
+      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    } else {
+      ptx::mbarrier_wait(&storage_.sums_arrived, 0);
+    }
     for_each_unit([&](int t, int pass) {
       if (owns(t, pass)) add_slices(t, pass, thread);
     });
@@ -341,16 +354,6 @@ class PrefillConsumer {
       }
     }
     ptx::wgmma_commit_group();
-  }
-
-  // Waits for all that exchange sums: the cluster, or but the consumers of this CTA.
-  __device__ __forceinline__ void synchronise() {
-    if (cluster_.split > 1) {
-      ptx::barrier_cluster_arrive();
-      ptx::barrier_cluster_wait();
-    } else {
-      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
-    }
   }
 
   template <class Function>

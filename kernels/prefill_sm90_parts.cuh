@@ -62,9 +62,12 @@ struct HopperPrefillShape {
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
-  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kLaunchRegisters = 65536 / C.ctas_per_sm / kThreads / 8 * 8;
   static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : kConsumers == 3 ? 152 : 104;
+  static constexpr int kConsumerRegisters = C.ctas_per_sm == 2 ? 96
+                                            : kConsumers == 2  ? 232
+                                            : kConsumers == 3  ? 152
+                                                               : 104;
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
   static_assert(C.threads() == 128 * kConsumers && kConsumers >= 2 && kConsumers <= 4);
@@ -95,7 +98,7 @@ struct HopperPrefillStorage {
   };
   /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
   static constexpr int kStages = [] {
-    constexpr int kRoom = (227 << 10) - 2048 - kYBytes;
+    constexpr int kRoom = (228 << 10) / C.ctas_per_sm - (1 << 10) - 2048 - kYBytes;
     int stages = C.stages;
     const auto bytes = [&] {
       return stages * (kXBytes + static_cast<int>(sizeof(Parameters))) +
@@ -105,7 +108,7 @@ struct HopperPrefillStorage {
     return stages;
   }();
   static constexpr int kWeightStages = weight_stages(kStages);
-  static_assert(kStages >= 3 && kWeightStages >= 2);
+  static_assert(kStages >= 2 && kWeightStages >= 2);
   struct Rings {
     /// [slot][64 columns each][row][column]
     alignas(1024)
@@ -122,9 +125,16 @@ struct HopperPrefillStorage {
   };
   /// Part of y on its way out: 16-byte pieces permuted as in x.
   alignas(128) std::uint16_t y[Shape::kConsumers][Shape::kPassRows][Shape::Layout::kBlockN];
+  std::uint64_t sums_arrived;  ///< in the inbox, from the cluster
   std::uint64_t x_full[kStages], x_empty[kStages];
   std::uint64_t weights_full[kWeightStages], weights_empty[kWeightStages];  // but for kOneRing
 
+  /// Bytes that come into the inbox of slice `slice` of `split`.
+  static __device__ __forceinline__ int inbox_bytes(int slice, int split) {
+    const int units = (kUnits - slice + split - 1) / split;  // every split-th
+    return units * (split * Shape::kPhases - 1) * static_cast<int>(sizeof(float4)) * 128 *
+           (Shape::kPassRows / 8);
+  }
   __device__ __forceinline__ std::uint64_t* weights_full_of(int slot) {
     return Shape::kOneRing ? &x_full[slot] : &weights_full[slot];
   }

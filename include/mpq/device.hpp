@@ -44,11 +44,14 @@ struct DeviceTraits {
   bool sm90a_code = true;                           ///< this build has machine code for sm_90a
   int sm_count = 132;                               ///< multiprocessors
   std::int64_t l2_bytes = 50 << 20;                 ///< L2 cache
+  double memory_gb_per_s = 4917;                    ///< of its clock and width; an H200's
   std::int64_t shared_bytes_per_block = 227 << 10;  ///< shared memory a block may opt in to
   /// Clusters of 2, 3, ... 8 CTAs that run at once, a CTA a multiprocessor. They are fewer than
   /// sm_count / CTAs, because a cluster runs inside one GPC; and not the same on all parts of a
   /// kind.
   std::array<int, 7> resident_clusters{66, 39, 30, 22, 20, 16, 14};
+  /// The same with two CTAs a multiprocessor, each with half of its shared memory.
+  std::array<int, 7> paired_clusters{132, 79, 62, 47, 39, 32, 30};
   bool operator==(const DeviceTraits&) const = default;
 };
 

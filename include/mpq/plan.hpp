@@ -45,7 +45,7 @@ struct KernelConfig {
   int warps_m = 1;      ///< along M
   int warps_k = 1;      ///< along K, reduced in a fixed order; decode: the plan turns some to N
   int stages = 0;       ///< decode: blocks of weights in flight per warp; prefill: of x, at most
-  int ctas_per_sm = 1;  ///< that registers leave room for
+  int ctas_per_sm = 1;  ///< that registers leave room for; sm90a prefill: and shared memory
   constexpr int warps() const noexcept { return warps_n * warps_m * warps_k; }
   constexpr int threads() const noexcept { return 32 * warps(); }
   constexpr bool operator==(const KernelConfig&) const = default;
@@ -79,6 +79,13 @@ inline constexpr std::array kKernelTable{
                  .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 16,
+                 .warps_n = 8,
+                 .stages = 8,
+                 .ctas_per_sm = 2},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
                  .tile_n = 256,
                  .tile_m = 16,
                  .warps_n = 16,
@@ -92,6 +99,13 @@ inline constexpr std::array kKernelTable{
                  .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 32,
+                 .warps_n = 8,
+                 .stages = 8,
+                 .ctas_per_sm = 2},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
                  .tile_n = 256,
                  .tile_m = 32,
                  .warps_n = 16,
@@ -103,6 +117,13 @@ inline constexpr std::array kKernelTable{
                  .warps_n = 8,
                  .warps_k = 2,
                  .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 64,
+                 .warps_n = 8,
+                 .stages = 8,
+                 .ctas_per_sm = 2},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 256,
@@ -241,6 +262,11 @@ constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
 /// Whether a kernel runs on a device.
 constexpr bool is_available(const KernelConfig& config, const DeviceTraits& device) noexcept {
   return config.isa == Isa::sm90a ? runs_sm90a_code(device) : device.compute_capability >= 80;
+}
+
+/// Shared memory of each of two CTAs on a multiprocessor, of which the CUDA runtime takes 1 KiB.
+constexpr std::int64_t pair_shared_bytes(const DeviceTraits& device) noexcept {
+  return (device.shared_bytes_per_block + (1 << 10)) / 2 - (1 << 10);
 }
 
 /// Whether CTAs of an sm90a prefill kernel can share x: not where it is small beside the weights.

@@ -58,19 +58,6 @@ __device__ __forceinline__ void st_async(float* local, const float (&values)[kCo
 #endif
 }
 
-/// Stores four floats at the place of `local` in CTA `rank` of the cluster; barrier_cluster_arrive
-/// releases them.
-__device__ __forceinline__ void st_shared_cluster(float4* local, float4 v, int rank) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .b32 target;\n"
-      "mapa.shared::cluster.u32 target, %0, %1;\n"
-      "st.shared::cluster.v4.f32 [target], {%2, %3, %4, %5};\n}" ::"r"(shared_address(local)),
-      "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
-      : "memory");
-#endif
-}
-
 /// Lets the next kernel in the stream start, if it was launched to depend programmatically.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900

@@ -25,44 +25,98 @@ double dequantising_slots(const Problem& problem) {
 
 }  // namespace
 
-std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster) {
+std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster,
+                               int ctas_per_sm) {
   const int ctas = cluster.ctas();
-  if (ctas == 1) return device.sm_count;
-  return std::max(device.resident_clusters.at(static_cast<std::size_t>(ctas) - 2), 1);
+  if (ctas == 1) return std::int64_t{device.sm_count} * ctas_per_sm;
+  const auto& clusters = ctas_per_sm == 2 ? device.paired_clusters : device.resident_clusters;
+  return std::max(clusters.at(static_cast<std::size_t>(ctas) - 2), 1);
 }
 
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
   return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
 }
 
+namespace {
+
+constexpr int kStageK = 64;
+constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
+constexpr double kCachedBytesPerCycle = 32.8;   // an SM's share of what the L2 cache gives
+
+// An SM's share of what memory gives, where an H200 gives `of_h200`.
+double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
+  const DeviceTraits h200;
+  return of_h200 * (device.memory_gb_per_s / device.sm_count) /
+         (h200.memory_gb_per_s / h200.sm_count);
+}
+
+// Stages of a slice of K.
+double stages_of(const KernelConfig& config, const ClusterShape& cluster, const Problem& problem) {
+  const int chunk_k = prefill_chunk_k(config, problem.bits);
+  return static_cast<double>(ceil_div(ceil_div(problem.k_padded, chunk_k), cluster.split) *
+                             (chunk_k / kStageK));
+}
+
+// What a stage of so many CTAs for each multiprocessor takes to be read.
+double read_cycles(const KernelConfig& config, const Problem& problem, const DeviceTraits& device,
+                   double ctas_per_sm) {
+  const double weights = config.tile_n * kStageK * problem.bits / 8.0;
+  return ctas_per_sm * std::max(weights / read_bytes_per_cycle(device, 19),
+                                (weights + 2 * kStageK * config.tile_m) / kCachedBytesPerCycle);
+}
+
+// Two CTAs a multiprocessor: its two consumers alone cannot keep it busy, but nothing of one CTA's
+// begin and end is in the way of the other.
+double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
+                      const Problem& problem, const DeviceTraits& device) {
+  const double bytes = 4.0 * config.tile_n * config.tile_m;
+  const double tensor = bytes / 4 * kStageK / kMultiplyAddsPerCycle;
+  const double dequantise = config.tile_n / 64 * dequantising_slots(problem);
+  const double alone = 1.266 * dequantise + 0.518 * tensor;
+  const double crowded = std::max(
+      alone, 2 * 1.136 * (std::max(tensor, dequantise) + 0.5 * std::min(tensor, dequantise)));
+  double fixed = 5090 + 0.025 * bytes;
+  if (cluster.split > 1) {
+    const double split = cluster.split;
+    fixed += 700 + 60 * split * split + 0.093 * bytes * (split - 1) / split;
+  }
+  const double stages = stages_of(config, cluster, problem);
+  const std::int64_t apart = resident_clusters(device, cluster);
+  const auto wave = [&](std::int64_t clusters) {
+    // As soon as clusters have to share multiprocessors some CTAs take twice the time.
+    const bool shares = clusters > apart;
+    const double load =
+        static_cast<double>(clusters * cluster.ctas()) / static_cast<double>(device.sm_count);
+    return stages * std::max(shares ? crowded : alone, read_cycles(config, problem, device, load)) +
+           fixed * (shares ? 0.916 : 1);
+  };
+  const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
+  const std::int64_t resident = resident_clusters(device, cluster, 2), rest = tiles % resident;
+  return static_cast<double>(tiles / resident) * wave(resident) + (rest > 0 ? wave(rest) : 0);
+}
+
+}  // namespace
+
 double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
                         const Problem& problem, const DeviceTraits& device) {
-  constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
-  // An SM's share of what memory gives, and of what the L2 cache gives.
-  constexpr double kReadBytesPerCycle = 19, kCachedBytesPerCycle = 32.8;
   constexpr double kMulticast = 1.15;  // CTAs that share x wait for each other
-  constexpr int kStageK = 64;
+  if (config.ctas_per_sm == 2) return estimate_pairs(config, cluster, problem, device);
   const bool few_rows = !shares_x(config);
 
   const double tile = static_cast<double>(config.tile_n) * config.tile_m;
   const auto tiles = static_cast<double>(cluster_tiles(config, problem, cluster.multicast));
   const auto resident = static_cast<double>(resident_clusters(device, cluster));
   const double waves = std::ceil(tiles / resident);
-  const int chunk_k = prefill_chunk_k(config, problem.bits);
-  const auto stages = static_cast<double>(
-      ceil_div(ceil_div(problem.k_padded, chunk_k), cluster.split) * (chunk_k / kStageK));
+  const double stages = stages_of(config, cluster, problem);
 
   // Of 64 columns: the longer of products and dequantising, and what of the other is not hidden.
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
   const double dequantise =
-      config.tile_n / 64 * dequantising_slots(problem) * (config.warps_k > 1 ? 1.1 : 1);
-  const double exposed = config.tile_m <= 64 ? 0.5 : config.tile_m <= 128 ? 0.43 : 0.376;
-  const double weights = config.tile_n * kStageK * problem.bits / 8.0;
+      config.tile_n / 64 * dequantising_slots(problem) * (config.warps_k > 1 ? 1.08 : 1);
+  const double exposed = config.tile_m <= 64 ? 0.522 : config.tile_m <= 128 ? 0.43 : 0.376;
   const double busy =
       std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
-  const double read =
-      busy * std::max(weights / kReadBytesPerCycle,
-                      (weights + 2 * kStageK * config.tile_m) / kCachedBytesPerCycle);
+  const double read = read_cycles(config, problem, device, busy);
   // A device full of short products is slower than one multiprocessor would be.
   const double slowed = few_rows ? 0 : config.tile_m > 128 ? 0.026 : 0.11;
   const double crowd = 1 + slowed * busy;
@@ -72,19 +126,20 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 
   // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
   const double bytes = 4 * tile;
-  double fixed = few_rows ? 4000 + 13 * config.tile_n + 0.025 * bytes : 6000 + 0.0225 * bytes;
-  if (config.warps_k > 1) fixed += 0.11 * bytes;
+  double fixed = few_rows ? 3880 + 18.8 * config.tile_n : 6000 + 0.0225 * bytes;
+  if (config.warps_k > 1) fixed += 0.116 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
-    fixed += 700 + 60 * split * split + (few_rows ? 0.05 : 0.031) * bytes * (split - 1) / split;
+    fixed += few_rows ? 510 + 37 * split * split : 700 + 60 * split * split;
+    fixed += (few_rows ? 0.108 : 0.031) * bytes * (split - 1) / split;
   }
   // Walkers of the large tiles overlap the end of one with the next.
   const bool overlaps = !few_rows && cluster.split == 1;
   return waves * stages * stage + (overlaps ? 1 : waves) * fixed;
 }
 
-double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
-                         const DecodeSplit& split) {
+double estimate_products(const Problem& problem, const KernelConfig& config,
+                         const DeviceTraits& device, int chunks, const DecodeSplit& split) {
   constexpr double kStart = 6300;
   constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
                    kStagedBytesPerCycle = 67;
@@ -92,8 +147,15 @@ double estimate_products(const Problem& problem, const KernelConfig& config, int
   const int slots =
       decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
   const auto rounds = static_cast<double>(split.rounds);
-  const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
-                            kWeightCyclesPerRow * (split.per_sm > 1 ? kSecondCta : 1);
+  double multiplied = split.columns * config.tile_n / 32 * config.tile_m * kWeightCyclesPerRow *
+                      (split.per_sm > 1 ? kSecondCta : 1);
+  // What a slower memory than an H200's adds where that is what it waits for.
+  const auto read = [&](const DeviceTraits& memory) {
+    const double weights = split.columns * split.warps_k * config.tile_n * split.warps_n *
+                           problem.bits / 8 * static_cast<double>(split.per_sm);
+    return std::max(multiplied, weights / read_bytes_per_cycle(memory, 19));
+  };
+  multiplied += std::max(read(device) - read({}), 0.0);
   const double staged = split.columns * split.warps_k * 2 * slots *
                         static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
   return kStart + rounds * (multiplied + kTileCycles + exchange) +
@@ -104,7 +166,7 @@ double estimate_digits(const Problem& problem, const DeviceTraits& device,
                        const DecodeSplit& split) {
   constexpr double kStart = 5160, kTileCycles = 664, kTileWarpCycles = 7, kAlone = 1.076;
   constexpr double kDigitStart = 350, kDigitCycles = 0.092;
-  constexpr double kReadBytesPerCycle = 18.4, kIdleShare = 0.1;
+  constexpr double kIdleShare = 0.1;
   // Of a multiprocessor for 64 channels x 8 columns.
   const double work = problem.bits == 8   ? 9.6
                       : problem.bits == 4 ? 7.84
@@ -118,8 +180,8 @@ double estimate_digits(const Problem& problem, const DeviceTraits& device,
   const double multiplied =
       (most * (split.columns * work + kTileCycles + kTileWarpCycles * split.warps_n) + digits) *
       (split.per_sm == 1 ? kAlone : 1);
-  const double read =
-      (mean + kIdleShare * (most - mean)) * split.columns * 64 * problem.bits / kReadBytesPerCycle;
+  const double read = (mean + kIdleShare * (most - mean)) * split.columns * 64 * problem.bits /
+                      read_bytes_per_cycle(device, 18.4);
   return kStart + std::cbrt(multiplied * multiplied * multiplied + read * read * read) + exchange;
 }
 

@@ -14,14 +14,17 @@ struct ClusterShape {
   int ctas() const { return multicast * split; }
 };
 
-/// Clusters that run at once, a CTA a multiprocessor; at least one.
-std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster);
+/// Clusters that run at once, one or two CTAs a multiprocessor; at least one.
+std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& cluster,
+                               int ctas_per_sm = 1);
 /// Tiles of a cluster.
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast);
 
-/// Cycles that a launch takes; good for comparing. Fitted to a sweep of rows and splits on an H200
-/// (eight shapes, 16 to 2048 rows, all widths; bench/NOTES.md): what is picked is in the mean 0.7 %
-/// slower than the best of what was swept, 9 % at most, and times are met within 9 %.
+/// Cycles that a launch takes; good for comparing. Fitted to sweeps of rows and splits
+/// (bench/NOTES.md). Of tiles of more than 64 rows on an H200 (eight shapes, 72 to 2048 rows, all
+/// widths): what is picked is in the mean 0.7 % slower than the best of what was swept, 9 % at
+/// most, and times are met within 9 %. Of the others on an H100 (eleven shapes, 16, 32 and 64
+/// rows): 1.0 % slower, 14 % at most.
 double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
                         const Problem& problem, const DeviceTraits& device);
 
@@ -39,8 +42,8 @@ struct DecodeSplit {
 /// mean: a lane's weights one after the other, by rows of the tile; what a second CTA on the same
 /// multiprocessor slows them; what a tile costs that nothing hides, and what an exchange within a
 /// cluster adds to it.
-double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
-                         const DecodeSplit& split);
+double estimate_products(const Problem& problem, const KernelConfig& config,
+                         const DeviceTraits& device, int chunks, const DecodeSplit& split);
 
 /// The same of the kernel of 8-bit products (met within 7 %, in the mean 2.3 % slower than the
 /// best): products and making the digits of x on the busiest multiprocessor, and reading the

@@ -135,7 +135,7 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
                             split().part * static_cast<double>(chunks) * unit};
       const double cycles = multiplies_digits(config)
                                 ? estimate_digits(problem, device, way)
-                                : estimate_products(problem, config, chunks, way);
+                                : estimate_products(problem, config, device, chunks, way);
       if (cycles >= best) continue;
       best = cycles;
       plan.cluster = cluster;
@@ -206,9 +206,10 @@ void place_tiles(const Problem& problem, const DeviceTraits& device, const Clust
                             problem.m, problem.n, to_string(config)));
   }
   // Slices of K have nothing to overlap with the next tile: the hardware hands out their tiles.
-  const std::int64_t walkers = cluster.split == 1 && config.warps_k == 1
-                                   ? std::min(tiles, resident_clusters(device, cluster))
-                                   : tiles;
+  const std::int64_t walkers =
+      cluster.split == 1 && config.warps_k == 1
+          ? std::min(tiles, resident_clusters(device, cluster, config.ctas_per_sm))
+          : tiles;
   plan.cluster = cluster.ctas();
   plan.multicast = cluster.multicast;
   plan.clusters = static_cast<int>(walkers);

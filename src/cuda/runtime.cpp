@@ -77,15 +77,22 @@ DeviceTraits cuda_traits(Device device) {
       .l2_bytes = attribute(device, cudaDevAttrL2CacheSize),
       .shared_bytes_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin),
   };
+  // kHz and bits; two transfers a clock. Where the driver does not tell, as if it were an H200.
+  const double memory = 2e-6 * attribute(device, cudaDevAttrMemoryClockRate) *
+                        attribute(device, cudaDevAttrGlobalMemoryBusWidth) / 8;
+  if (memory > 0) traits.memory_gb_per_s = memory;
   const CurrentDevice current(device);
-  for (std::size_t i = 0; i < traits.resident_clusters.size(); ++i) {
-    traits.resident_clusters[i] = 0;
-    if (!runs_sm90a_code(traits)) continue;
-    check_cuda(kernels::resident_clusters(static_cast<int>(i) + 2,
-                                          static_cast<int>(traits.shared_bytes_per_block),
-                                          &traits.resident_clusters[i]),
-               "cudaOccupancyMaxActiveClusters");
-  }
+  const auto count = [&](std::array<int, 7>& clusters, std::int64_t shared_bytes) {
+    clusters = {};
+    if (!runs_sm90a_code(traits)) return;
+    for (std::size_t i = 0; i < clusters.size(); ++i) {
+      check_cuda(kernels::resident_clusters(static_cast<int>(i) + 2, static_cast<int>(shared_bytes),
+                                            &clusters[i]),
+                 "cudaOccupancyMaxActiveClusters");
+    }
+  };
+  count(traits.resident_clusters, traits.shared_bytes_per_block);
+  count(traits.paired_clusters, pair_shared_bytes(traits));
   return traits;
 }
 

@@ -4,10 +4,11 @@
 
 namespace mpq::kernels {
 
-cudaError_t resident_clusters(int ctas, int, int* clusters) {
-  int sms = 0;
+cudaError_t resident_clusters(int ctas, int shared_bytes, int* clusters) {
+  int sms = 0, shared = 0;
   cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0);
-  *clusters = sms / ctas;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  *clusters = sms * (shared / shared_bytes) / ctas;
   return cudaSuccess;
 }
 

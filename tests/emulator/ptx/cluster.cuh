@@ -36,10 +36,6 @@ inline void st_async(float* local, const float (&values)[kCount], std::uint64_t*
     b.check();
   });
 }
-inline void st_shared_cluster(float4* local, float4 value, int rank) {
-  std::memcpy(emulator::in_cta(local, rank), &value, sizeof(value));
-}
-
 inline void griddepcontrol_launch_dependents() {}
 inline void griddepcontrol_wait() {}
 
