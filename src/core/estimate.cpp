@@ -138,8 +138,8 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   return waves * stages * stage + (overlaps ? 1 : waves) * fixed;
 }
 
-double estimate_products(const Problem& problem, const KernelConfig& config,
-                         const DeviceTraits& device, int chunks, const DecodeSplit& split) {
+double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
+                         const DecodeSplit& split) {
   constexpr double kStart = 6300;
   constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
                    kStagedBytesPerCycle = 67;
@@ -147,15 +147,8 @@ double estimate_products(const Problem& problem, const KernelConfig& config,
   const int slots =
       decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
   const auto rounds = static_cast<double>(split.rounds);
-  double multiplied = split.columns * config.tile_n / 32 * config.tile_m * kWeightCyclesPerRow *
-                      (split.per_sm > 1 ? kSecondCta : 1);
-  // What a slower memory than an H200's adds where that is what it waits for.
-  const auto read = [&](const DeviceTraits& memory) {
-    const double weights = split.columns * split.warps_k * config.tile_n * split.warps_n *
-                           problem.bits / 8 * static_cast<double>(split.per_sm);
-    return std::max(multiplied, weights / read_bytes_per_cycle(memory, 19));
-  };
-  multiplied += std::max(read(device) - read({}), 0.0);
+  const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
+                            kWeightCyclesPerRow * (split.per_sm > 1 ? kSecondCta : 1);
   const double staged = split.columns * split.warps_k * 2 * slots *
                         static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
   return kStart + rounds * (multiplied + kTileCycles + exchange) +

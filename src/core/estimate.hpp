@@ -41,9 +41,9 @@ struct DecodeSplit {
 /// all ways on an H200 (bench/NOTES.md), where what is picked is 3.5 % slower than the best in the
 /// mean: a lane's weights one after the other, by rows of the tile; what a second CTA on the same
 /// multiprocessor slows them; what a tile costs that nothing hides, and what an exchange within a
-/// cluster adds to it.
-double estimate_products(const Problem& problem, const KernelConfig& config,
-                         const DeviceTraits& device, int chunks, const DecodeSplit& split);
+/// cluster adds to it. It knows no other memory than an H200's.
+double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
+                         const DecodeSplit& split);
 
 /// The same of the kernel of 8-bit products (met within 7 %, in the mean 2.3 % slower than the
 /// best): products and making the digits of x on the busiest multiprocessor, and reading the

@@ -135,7 +135,7 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
                             split().part * static_cast<double>(chunks) * unit};
       const double cycles = multiplies_digits(config)
                                 ? estimate_digits(problem, device, way)
-                                : estimate_products(problem, config, device, chunks, way);
+                                : estimate_products(problem, config, chunks, way);
       if (cycles >= best) continue;
       best = cycles;
       plan.cluster = cluster;
@@ -191,7 +191,11 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
   Plan few;
   few.kernel = decode;
   few.grid_m = 1;
-  return split_k(problem, device, options, few) <= fastest.cycles ? decode : fastest.kernel;
+  // With the memory that both were fitted for.
+  DeviceTraits fitted = device;
+  fitted.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
+  const double prefill_cycles = choose_prefill(problem, fitted, options).cycles;
+  return split_k(problem, device, options, few) <= prefill_cycles ? decode : fastest.kernel;
 }
 
 // Tiles and clusters of an sm90a prefill kernel. LaunchPlan: Plan or PlanTail.
