@@ -96,7 +96,7 @@ class PrefillConsumer {
   /// Adds the slices' sums, in their order. Each CTA of the cluster then holds the units that it
   /// owns.
   __device__ __forceinline__ void reduce() {
-    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+    const int thread = static_cast<int>(threadIdx.x) % 128;
     const bool alone = cluster_.split == 1;
     // The rings, which become inboxes, have been read.
     if (alone) {
