@@ -14,6 +14,8 @@
 //            `split` slices of K, whose sums are sent through distributed shared memory to the
 //            CTA that adds them, in the order of the slices, and writes that part of y
 //   phases   warpgroups of a CTA can split K, too: every other stage each
+//   pairs    with few rows two CTAs of two consumers can share a multiprocessor, so that what
+//            nothing hides in one is beside the other's products
 //   grid     clusters walk over the tiles, batch tiles of a group first, so that a group's x stays
 //            in L2 while all of W passes; where K is split, a cluster has one tile
 //   stagger  the first consumer starts a little earlier: while one writes its part of y, the tensor
