@@ -9,6 +9,7 @@
 #include "prefill_sm90_parts.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "statistics.cuh"
@@ -434,9 +435,11 @@ class PrefillConsumer {
   // Copies a staged pass to channels n0 ... of rows m0 ... of y.
   __device__ __forceinline__ void write_pass(int n0, int m0, bool vectors) const {
     constexpr int kPieces = Layout::kBlockN / 8;
+    // Places are not worth registers throughout the main loop.
+    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
 #pragma unroll
     for (int i = 0; i < Shape::kPassRows * kPieces / 128; ++i) {
-      const int at = i * 128 + static_cast<int>(threadIdx.x) % 128;
+      const int at = i * 128 + thread;
       const int row = at / kPieces, piece = at % kPieces, n = n0 + 8 * piece;
       if (m0 + row >= args_.m || n >= args_.n) continue;
       auto* target = static_cast<std::uint16_t*>(args_.y) + (m0 + row) * args_.ldy + n;

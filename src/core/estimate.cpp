@@ -87,8 +87,9 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
     const bool shares = clusters > apart;
     const double load =
         static_cast<double>(clusters * cluster.ctas()) / static_cast<double>(device.sm_count);
-    return stages * std::max(shares ? crowded : alone, read_cycles(config, problem, device, load)) +
-           fixed * (shares ? 0.916 : 1);
+    // With half of the shared memory a CTA alone has less on its way.
+    const double read = read_cycles(config, problem, device, load) * (shares ? 1 : 1.05);
+    return stages * std::max(shares ? crowded : alone, read) + fixed * (shares ? 0.916 : 1);
   };
   const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
   const std::int64_t resident = resident_clusters(device, cluster, 2), rest = tiles % resident;
