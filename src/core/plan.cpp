@@ -186,16 +186,17 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
   }
   if (few_rows) return decode;
   if (!hopper) return prefill;
-  const Prefill fastest = choose_prefill(problem, device, options);
-  if (problem.m > kDecodeRowsAtMost) return fastest.kernel;
-  Plan few;
-  few.kernel = decode;
-  few.grid_m = 1;
-  // With the memory that both were fitted for.
-  DeviceTraits fitted = device;
-  fitted.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
-  const double prefill_cycles = choose_prefill(problem, fitted, options).cycles;
-  return split_k(problem, device, options, few) <= prefill_cycles ? decode : fastest.kernel;
+  if (problem.m <= kDecodeRowsAtMost) {
+    Plan few;
+    few.kernel = decode;
+    few.grid_m = 1;
+    // The decode kernels' estimate knows no other memory than an H200's.
+    DeviceTraits h200_memory = device;
+    h200_memory.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
+    const double prefill_cycles = choose_prefill(problem, h200_memory, options).cycles;
+    if (split_k(problem, device, options, few) <= prefill_cycles) return decode;
+  }
+  return choose_prefill(problem, device, options).kernel;
 }
 
 // Tiles and clusters of an sm90a prefill kernel. LaunchPlan: Plan or PlanTail.
