@@ -28,6 +28,7 @@
 #include "prefill_sm90_consumer.cuh"
 #include "prefill_sm90_parts.cuh"
 #include "prefill_sm90_producer.cuh"
+#include "prefill_sm90_raised.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
@@ -45,6 +46,7 @@ __device__ __forceinline__ void initialise_barriers(
   for (int i = 0; i < Storage::kStages; ++i) {
     ptx::mbarrier_init(&storage.x_full[i], Shape::kOneRing ? 3 : 2);  // warps of the producer
     ptx::mbarrier_init(&storage.x_empty[i], kConsumerWarps * args.multicast);
+    ptx::mbarrier_init(&storage.x_summed[i], 1);
   }
   for (int i = 0; i < Storage::kWeightStages; ++i) {
     ptx::mbarrier_init(&storage.weights_full[i], 1);
@@ -58,15 +60,24 @@ __device__ __forceinline__ void initialise_barriers(
   }
 }
 
-template <int WBits, KernelConfig C, bool kGeneral>
+template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void produce(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage) {
-  PrefillProducer<WBits, C, kGeneral>(args, storage).run();
+  PrefillProducer<WBits, T, C, kGeneral>(args, storage).run();
   if (args.split > 1) {  // reduce() meets in the cluster's barrier
     ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
   }
 }
+
+template <int WBits, DType T, KernelConfig C, bool kGeneral, bool kRaised>
+struct ConsumerOf {
+  using Type = PrefillConsumer<WBits, T, C, kGeneral>;
+};
+template <int WBits, DType T, KernelConfig C, bool kGeneral>
+struct ConsumerOf<WBits, T, C, kGeneral, true> {
+  using Type = RaisedConsumer<WBits, T, C, kGeneral>;
+};
 
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
@@ -75,16 +86,13 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
   if (!args.follows) ptx::griddepcontrol_wait();  // the predecessor may still read y
   if (args.followed) ptx::griddepcontrol_launch_dependents();
   TileWalk<WBits, C> tile(args);
-  PrefillConsumer<WBits, T, C, kGeneral> consumer(args, storage, warpgroup, tile);
-  if (args.exchanges) {  // one tile
-    consumer.multiply(tile);
-    consumer.reduce();
-    consumer.store(tile);
-    return;
-  }
+  typename ConsumerOf<WBits, T, C, kGeneral, HopperPrefillShape<WBits, C>::kRaised>::Type consumer(
+      args, storage, warpgroup, tile);
   for (; tile.valid(); tile.next()) {
     consumer.multiply(tile);
+    if (args.exchanges) consumer.reduce();
     consumer.store(tile);
+    if (args.exchanges) break;  // one tile
   }
 }
 
@@ -115,7 +123,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
   using Shape = HopperPrefillShape<WBits, C>;
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
-    produce<WBits, C, kGeneral>(args, storage);
+    produce<WBits, T, C, kGeneral>(args, storage);
   } else {
     ptx::setmaxnreg_inc<Shape::kConsumerRegisters>();
     consume<WBits, T, C, kGeneral>(args, storage, warpgroup - 1);

@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "arguments.hpp"
 #include "dequant.cuh"
@@ -38,6 +39,7 @@ struct HopperPrefillShape {
   using Layout = KernelLayout<WBits>;
   static constexpr bool kFewRows = !shares_x(C);
   static constexpr int kChunkK = prefill_chunk_k(C, WBits);
+  static constexpr bool kRaised = multiplies_raised_codes(C, WBits);
   static constexpr int kStageK = kFewRows ? kChunkK : 64;
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
   static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes
@@ -63,7 +65,7 @@ struct HopperPrefillShape {
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
   static constexpr int kLaunchRegisters = 65536 / C.ctas_per_sm / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = 40;
+  static constexpr int kProducerRegisters = !kRaised ? 40 : C.ctas_per_sm == 2 ? 48 : 56;
   static constexpr int kConsumerRegisters = C.ctas_per_sm == 2 ? 96
                                             : kConsumers == 2  ? 232
                                             : kConsumers == 3  ? 152
@@ -81,7 +83,6 @@ struct HopperPrefillStorage {
   using Shape = HopperPrefillShape<WBits, C>;
   /// Groups that begin in a stage.
   static constexpr int kParameterRows = Shape::kStageK / (kGeneral ? 16 : 32);
-  static constexpr int kXBytes = C.tile_m * Shape::kStageK * 2;
   static constexpr int kYBytes = Shape::kConsumers * Shape::kPassRows * Shape::Layout::kBlockN * 2;
   static constexpr int weight_stages(int stages) {
     constexpr int kPerChunk = Shape::kStagesPerChunk;
@@ -96,26 +97,44 @@ struct HopperPrefillStorage {
       float affine_zeros[kGeneral ? kParameterRows : 1][kGeneral ? C.tile_n : 1];
     };
   };
+  /// [64 columns each][row][column]
+  using X = std::uint16_t[Shape::kStageK / Shape::kSwizzledK][C.tile_m][Shape::kSwizzledK];
+  using Weights = uint4[Shape::kStrips][Shape::kBlocksPerChunk][4][32];
+  /// Of each row of x and each group's part in a stage: minus the sum of x times offsets, minus the
+  /// sum of x.
+  using XSums = float2[Shape::kRaised ? kParameterRows : 1][Shape::kRaised ? C.tile_m : 2];
+  /// kOneRing: all of a stage.
+  struct alignas(1024) Slot {
+    X x;
+    Weights weights;
+    Parameters parameters;
+    alignas(16) XSums x_sums;
+  };
   /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
   static constexpr int kStages = [] {
     constexpr int kRoom = (228 << 10) / C.ctas_per_sm - (1 << 10) - 2048 - kYBytes;
     int stages = C.stages;
     const auto bytes = [&] {
-      return stages * (kXBytes + static_cast<int>(sizeof(Parameters))) +
+      if (Shape::kOneRing) return stages * static_cast<int>(sizeof(Slot));
+      return stages * static_cast<int>(sizeof(X) + sizeof(Parameters)) +
              weight_stages(stages) * Shape::kWeightBytes;
     };
     while (bytes() > kRoom) --stages;
-    return stages;
+    return stages - stages % Shape::kPhases;  // a phase then has slots of its own
   }();
   static constexpr int kWeightStages = weight_stages(kStages);
   static_assert(kStages >= 2 && kWeightStages >= 2);
-  struct Rings {
-    /// [slot][64 columns each][row][column]
-    alignas(1024)
-        std::uint16_t x[kStages][Shape::kStageK / Shape::kSwizzledK][C.tile_m][Shape::kSwizzledK];
-    alignas(128) uint4 weights[kWeightStages][Shape::kStrips][Shape::kBlocksPerChunk][4][32];
+  struct OneRing {
+    Slot slots[kStages];
+  };
+  struct TwoRings {
+    alignas(1024) X x[kStages];
+    alignas(128) Weights weights[kWeightStages];
     Parameters parameters[kStages];  // in step with x
   };
+  using Rings = std::conditional_t<Shape::kOneRing, OneRing, TwoRings>;
+  /// From one slot's x to the next one's.
+  static constexpr int kXPitch = Shape::kOneRing ? sizeof(Slot) : sizeof(X);
   /// The sums of a slice of K travel by pass and 64 channels: a unit.
   static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
   union {
@@ -127,6 +146,7 @@ struct HopperPrefillStorage {
   alignas(128) std::uint16_t y[Shape::kConsumers][Shape::kPassRows][Shape::Layout::kBlockN];
   std::uint64_t sums_arrived;  ///< in the inbox, from the cluster
   std::uint64_t x_full[kStages], x_empty[kStages];
+  std::uint64_t x_summed[kStages];  ///< kRaised: the slot is full, and x_sums are there
   std::uint64_t weights_full[kWeightStages], weights_empty[kWeightStages];  // but for kOneRing
 
   /// Bytes that come into the inbox of slice `slice` of `split`.
@@ -134,6 +154,27 @@ struct HopperPrefillStorage {
     const int units = (kUnits - slice + split - 1) / split;  // every split-th
     return units * (split * Shape::kPhases - 1) * static_cast<int>(sizeof(float4)) * 128 *
            (Shape::kPassRows / 8);
+  }
+  __device__ __forceinline__ X& x(int slot) {
+    if constexpr (Shape::kOneRing) {
+      return rings.slots[slot].x;
+    } else {
+      return rings.x[slot];
+    }
+  }
+  __device__ __forceinline__ Weights& weights(int slot) {
+    if constexpr (Shape::kOneRing) {
+      return rings.slots[slot].weights;
+    } else {
+      return rings.weights[slot];
+    }
+  }
+  __device__ __forceinline__ Parameters& parameters(int slot) {
+    if constexpr (Shape::kOneRing) {
+      return rings.slots[slot].parameters;
+    } else {
+      return rings.parameters[slot];
+    }
   }
   __device__ __forceinline__ std::uint64_t* weights_full_of(int slot) {
     return Shape::kOneRing ? &x_full[slot] : &weights_full[slot];
@@ -146,6 +187,12 @@ struct HopperPrefillStorage {
 /// Where 16-byte piece `piece` (of 8) of row `row` lies in its 128 bytes: the 128-byte swizzle.
 __device__ __forceinline__ int swizzled_piece(int row, int piece) {
   return piece ^ (row % 8);
+}
+
+/// Columns whose products kRaised adds up before scales and zeros see them: a group, or what a
+/// stage has of it; at most 128.
+__device__ __forceinline__ int columns_of_sum(const ForwardArguments& args) {
+  return 1 << min(args.group_shift, 7);
 }
 
 /// Barriers of parts of the CTA (0 is __syncthreads).

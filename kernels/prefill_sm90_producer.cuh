@@ -5,15 +5,17 @@
 
 #include "prefill_sm90_parts.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/mma.cuh"
 #include "ptx/tma.cuh"
-#include "ptx/wgmma.cuh"
+#include "raised_codes.cuh"
 
 namespace mpq::kernels {
 
 /// Fills the rings. Its warps have a ring each, because the instructions for all of them, one after
 /// the other, take a warp longer than the consumers need for a stage. Where x's rows are not for
 /// TMA, the whole warpgroup copies x.
-template <int WBits, KernelConfig C, bool kGeneral>
+template <int WBits, DType T, KernelConfig C, bool kGeneral>
 class PrefillProducer {
  public:
   using Shape = HopperPrefillShape<WBits, C>;
@@ -25,25 +27,32 @@ class PrefillProducer {
   /// One warp's work on all tiles, one after the other.
   __device__ __forceinline__ void run() {
     const int warp = __shfl_sync(0xffffffffu, thread_ / 32, 0);
-    if (warp == kWeightsWarp) {
-      if (thread_ % 32 == 0) for_each_tile([&](const auto& tile) { load_weights(tile); });
-    } else if (warp == kParametersWarp) {
-      if (thread_ % 32 == 0) for_each_tile([&](const auto& tile) { load_parameters(tile); });
+    const bool first_lane = thread_ % 32 == 0;
+    if (warp == kParametersWarp) {
+      if (first_lane) for_each_tile([&](const auto& tile) { load_parameters(tile); });
+    } else if (Shape::kRaised && warp != kXWarp) {
+      if constexpr (Shape::kRaised) {
+        for_each_tile([&](const auto& tile) { sum_x(tile, warp == kSecondSumsWarp); });
+      }
+    } else if (!Shape::kRaised && warp == kWeightsWarp) {
+      if (first_lane) for_each_tile([&](const auto& tile) { load_weights(tile); });
     } else if (args_.x_by_tma) {
-      if (thread_ == 0) {
-        wait_for_x();
+      if (warp == kXWarp && first_lane) {
+        if constexpr (!Shape::kRaised) wait_for_x();
         for_each_tile([&](const auto& tile) { load_x(tile); });
       }
     } else {
-      wait_for_x();
+      if constexpr (!Shape::kRaised) wait_for_x();
       for_each_tile([&](const auto& tile) { copy_x(tile); });
     }
     __syncwarp();
   }
 
  private:
-  // The others bring x.
-  static constexpr int kWeightsWarp = 3, kParametersWarp = 2, kXThreads = 64;
+  // Who does what. Where x has to be summed, for kRaised, two warps do it, in every other slot
+  // each, and the weights come with x.
+  static constexpr int kXWarp = 0, kParametersWarp = 2, kWeightsWarp = 3, kSecondSumsWarp = 3;
+  static constexpr int kXThreads = Shape::kRaised ? 32 : 64;  // that copy x where TMA cannot
 
   // It may be the predecessor's result.
   __device__ __forceinline__ void wait_for_x() const {
@@ -59,17 +68,50 @@ class PrefillProducer {
   }
 
   __device__ __forceinline__ void load_weights(const TileWalk<WBits, C>& tile) {
-    constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
-    int kib = tile.chunk_begin * kKiBPerChunk;
 #pragma unroll 1
-    for (int chunk = 0; chunk < tile.chunk_count; ++chunk, kib += kKiBPerChunk) {
+    for (int chunk = 0; chunk < tile.chunk_count; ++chunk) {
       const int slot = weights_cursor_.slot;
-      std::uint64_t* full = storage_.weights_full_of(slot);
       ptx::mbarrier_wait(storage_.weights_empty_of(slot), weights_cursor_.phase ^ 1u);
-      ptx::mbarrier_arrive_expect_tx(full, Shape::kWeightBytes);
-      ptx::cp_async_bulk_tensor_3d(storage_.rings.weights[slot], &args_.weights, 0, kib,
-                                   tile.n0 / Shape::Layout::kBlockN, full);
+      load_chunk(tile, chunk, slot);
       weights_cursor_.advance();
+    }
+  }
+
+  // Weights of a chunk of the tile's slice, into a slot that is empty.
+  __device__ __forceinline__ void load_chunk(const TileWalk<WBits, C>& tile, int chunk, int slot) {
+    constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
+    std::uint64_t* full = storage_.weights_full_of(slot);
+    ptx::mbarrier_arrive_expect_tx(full, Shape::kWeightBytes);
+    ptx::cp_async_bulk_tensor_3d(storage_.weights(slot), &args_.weights, 0,
+                                 (tile.chunk_begin + chunk) * kKiBPerChunk,
+                                 tile.n0 / Shape::Layout::kBlockN, full);
+  }
+
+  // For each stage of x of the tile, its slot being empty: function(slot). With kRaised the weights
+  // are brought, too; the first of them do not wait for x.
+  template <class Function>
+  __device__ __forceinline__ void for_each_stage(const TileWalk<WBits, C>& tile,
+                                                 Function function) {
+    const int stages = tile.chunk_count * Shape::kStagesPerChunk;
+    int ahead = 0;
+    if (Shape::kRaised && !x_is_there_) {
+      ahead = min(stages, Storage::kStages);
+      if (thread_ == 0) {
+#pragma unroll 1
+        for (int chunk = 0; chunk < ahead; ++chunk) load_chunk(tile, chunk, chunk);
+      }
+      wait_for_x();
+      x_is_there_ = true;
+    }
+#pragma unroll 1
+    for (int stage = 0; stage < stages; ++stage) {
+      const int slot = x_cursor_.slot;
+      if (stage >= ahead) {
+        ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
+        if (Shape::kRaised && thread_ == 0) load_chunk(tile, stage, slot);
+      }
+      function(slot);
+      x_cursor_.advance();
     }
   }
 
@@ -94,6 +136,8 @@ class PrefillProducer {
     return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
   }
 
+  static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
+
   // The parameters of groups that begin in a stage or, with the slice, before it.
   __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
     const ForwardArguments& args = args_.forward;
@@ -115,9 +159,9 @@ class PrefillProducer {
       const int slot = x_cursor_.slot;
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
-      // Where consumers see but some of the stages, each brings what it needs.
+      // Where consumers see but some of the stages, or ask at every one, each brings what it needs.
       const bool begins = k == begin || (k & group_mask) == 0u;
-      if ((!begins && Shape::kPhases == 1) || channels == 0) {
+      if ((!begins && !kEveryStage) || channels == 0) {
         ptx::mbarrier_arrive(full);
       } else {
         if (!begins) {
@@ -125,7 +169,7 @@ class PrefillProducer {
         }
         const int rows = max(Shape::kStageK >> shift, 1);
         ptx::mbarrier_arrive_expect_tx(full, rows * (scale_bytes + zero_bytes));
-        auto& to = storage_.rings.parameters[slot];
+        auto& to = storage_.parameters(slot);
 #pragma unroll 1
         for (int row = 0; row < rows; ++row) {
           ptx::cp_async_bulk(to.scales[row], scales, scale_bytes, full);
@@ -143,20 +187,16 @@ class PrefillProducer {
 
   __device__ __forceinline__ void load_x(const TileWalk<WBits, C>& tile) {
     int k = tile.chunk_begin * Shape::kChunkK;
-    const int end = k + tile.chunk_count * Shape::kChunkK;
     // Of the tile (a grid for more rows than there are has empty ones), and of this CTA's box.
     const int rows = max(min(args_.forward.m - tile.m0, args_.multicast * args_.x_rows), 0);
     const int first = tile.member * args_.x_rows;
     const int box = min(rows - first, args_.x_rows);
     const CUtensorMap* map = box == args_.x_rows ? &args_.x : &args_.last_x;
-#pragma unroll 1
-    while (k != end) {
-      const int slot = x_cursor_.slot;
+    for_each_stage(tile, [&](int slot) {
       std::uint64_t* full = &storage_.x_full[slot];
-      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
       ptx::mbarrier_arrive_expect_tx(full, rows * Shape::kStageK * 2);
 #pragma unroll
-      for (auto& part : storage_.rings.x[slot]) {
+      for (auto& part : storage_.x(slot)) {
         if (box > 0 && (Shape::kFewRows || args_.multicast == 1)) {
           ptx::cp_async_bulk_tensor_2d(part, map, k, tile.m0, full);
         } else if (box > 0) {
@@ -165,27 +205,94 @@ class PrefillProducer {
         }
         k += Shape::kSwizzledK;
       }
-      x_cursor_.advance();
+    });
+  }
+
+  // Sums of x for RaisedConsumer, of the odd slots or of the others.
+  __device__ __forceinline__ void sum_x(const TileWalk<WBits, C>& tile, bool odd) {
+    switch (columns_of_sum(args_.forward)) {
+      case 16:  // only kGeneral has such groups
+        if constexpr (kGeneral) sum_x_by<1>(tile, odd);
+        break;
+      case 32:
+        sum_x_by<2>(tile, odd);
+        break;
+      case 64:
+        sum_x_by<4>(tile, odd);
+        break;
+      default:
+        sum_x_by<8>(tile, odd);
+    }
+  }
+
+  // Products of x, as it lies in a slot, 16 rows at a time, and a matrix whose first columns are
+  // minus the offsets and minus one. Two sums in turn: each product would wait for the one before.
+  template <int kSumSteps>
+  __device__ __forceinline__ void sum_x_by(const TileWalk<WBits, C>& tile, bool odd) {
+    using Raised = RaisedCodes<WBits, T>;
+    constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
+    constexpr int kChains = kSumSteps < 2 ? 1 : 2;
+    constexpr int kSpan = 8;  // steps at a time
+    const int lane = thread_ % 32;
+    const int row = lane % 16;  // whose piece the lane reads for ldmatrix
+    // Of a k-step's columns, this lane's share of the matrix: column lane / 4.
+    std::uint32_t constants[Raised::kSteps];
+#pragma unroll
+    for (int step = 0; step < Raised::kSteps; ++step) {
+      constants[step] = lane < 4   ? Raised::minus_offset(step % kSumSteps)
+                        : lane < 8 ? Raised::minus_one()
+                                   : 0;
+    }
+#pragma unroll 1
+    for (int chunk = 0; chunk < tile.chunk_count; ++chunk, x_cursor_.advance()) {
+      const int slot = x_cursor_.slot;
+      // Never of a slot only some rounds: a round that is missed is as good as the next but one.
+      if (slot % 2 != odd) continue;
+      ptx::mbarrier_wait(&storage_.x_full[slot], x_cursor_.phase);
+#pragma unroll
+      for (int begin = 0; begin < Shape::kStageSteps; begin += kSpan) {
+#pragma unroll
+        for (int m = 0; m < C.tile_m; m += 16) {
+          float sums[kSpan / kSumSteps][kChains][4] = {};
+#pragma unroll
+          for (int step = begin; step < begin + kSpan; ++step) {
+            const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
+            std::uint32_t x[4];
+            ptx::ldmatrix_x4(x, &storage_.x(slot)[step / kPartSteps][m + row][8 * piece]);
+            const std::uint32_t constant = constants[step % kSumSteps % Raised::kSteps];
+            ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
+                                 constant);
+          }
+          if (lane % 4 == 0) {
+#pragma unroll
+            for (int i = 0; i < kSpan / kSumSteps; ++i) {
+              float(&s)[kChains][4] = sums[i];
+#pragma unroll
+              for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
+              float2* to = storage_.rings.slots[slot].x_sums[begin / kSumSteps + i] + m + lane / 4;
+              to[0] = {s[0][0], s[0][1]};
+              to[8] = {s[0][2], s[0][3]};
+            }
+          }
+          __syncwarp();
+        }
+      }
+      if (lane == 0) ptx::mbarrier_arrive(&storage_.x_summed[slot]);
     }
   }
 
   __device__ __forceinline__ void copy_x(const TileWalk<WBits, C>& tile) {
     int k = tile.chunk_begin * Shape::kChunkK;
-    const int end = k + tile.chunk_count * Shape::kChunkK;
+    for_each_stage(tile, [&](int slot) {
 #pragma unroll 1
-    while (k != end) {
-      const int slot = x_cursor_.slot;
-      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
-#pragma unroll 1
-      for (auto& part : storage_.rings.x[slot]) {
+      for (auto& part : storage_.x(slot)) {
         copy_part(part, tile.m0, k);
         k += Shape::kSwizzledK;
       }
       ptx::fence_proxy_async();
       ptx::bar_sync(kProducerBarrier, kXThreads);
       if (thread_ == 0) ptx::mbarrier_arrive(&storage_.x_full[slot]);
-      x_cursor_.advance();
-    }
+    });
   }
 
   // Element by element, for any alignment; only for the sake of being right.
@@ -209,6 +316,7 @@ class PrefillProducer {
   const HopperPrefillArguments& args_;
   Storage& storage_;
   int thread_;
+  bool x_is_there_ = false;  // kRaised
   RingCursor<Storage::kStages> x_cursor_;
   RingCursor<Storage::kWeightStages> weights_cursor_;
 };

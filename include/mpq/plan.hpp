@@ -274,6 +274,13 @@ constexpr bool shares_x(const KernelConfig& config) noexcept {
   return config.tile_m > 64;
 }
 
+/// Whether a prefill kernel multiplies codes as they are and scales the sums of a group
+/// (raised_codes.cuh), instead of weights that are rounded to the activations' type.
+constexpr bool multiplies_raised_codes(const KernelConfig& config, int bits) noexcept {
+  return config.family == KernelFamily::prefill && config.isa == Isa::sm90a &&
+         config.tile_m <= 16 && bits < 8;
+}
+
 /// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.
 constexpr int prefill_chunk_k(const KernelConfig& config, int bits) noexcept {
   return shares_x(config) ? std::max(64, layout_block_k(bits)) : layout_align_k(bits);

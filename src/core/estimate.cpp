@@ -9,8 +9,9 @@ namespace {
 
 // Issue slots that a warp needs for 64 channels x 64 columns, its share of a stage's bookkeeping
 // included.
-double dequantising_slots(const Problem& problem) {
+double dequantising_slots(const Problem& problem, bool raised) {
   const bool bf16 = problem.dtype == DType::bf16;
+  if (raised) return problem.bits == 4 ? (bf16 ? 120 : 116.5) : problem.bits == 2 ? 100 : 87.4;
   switch (problem.bits) {
     case 8:
       return bf16 ? 175 : 137;
@@ -71,11 +72,13 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
                       const Problem& problem, const DeviceTraits& device) {
   const double bytes = 4.0 * config.tile_n * config.tile_m;
   const double tensor = bytes / 4 * kStageK / kMultiplyAddsPerCycle;
-  const double dequantise = config.tile_n / 64 * dequantising_slots(problem);
-  const double alone = 1.266 * dequantise + 0.518 * tensor;
-  const double crowded = std::max(
-      alone, 2 * 1.136 * (std::max(tensor, dequantise) + 0.5 * std::min(tensor, dequantise)));
-  double fixed = 5090 + 0.025 * bytes;
+  const bool raised = multiplies_raised_codes(config, problem.bits);
+  const double dequantise = config.tile_n / 64 * dequantising_slots(problem, raised);
+  const double alone = (raised ? 1.202 : 1.266) * dequantise + 0.518 * tensor;
+  const double crowded =
+      std::max(alone, 2 * (raised ? 1.152 : 1.136) *
+                          (std::max(tensor, dequantise) + 0.5 * std::min(tensor, dequantise)));
+  double fixed = (raised ? 5360 : 5090) + 0.025 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
     fixed += 700 + 60 * split * split + 0.093 * bytes * (split - 1) / split;
@@ -112,8 +115,9 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 
   // Of 64 columns: the longer of products and dequantising, and what of the other is not hidden.
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
-  const double dequantise =
-      config.tile_n / 64 * dequantising_slots(problem) * (config.warps_k > 1 ? 1.08 : 1);
+  const bool raised = multiplies_raised_codes(config, problem.bits);
+  const double in_phases = config.warps_k == 1 ? 1 : raised ? 1.316 : 1.08;
+  const double dequantise = config.tile_n / 64 * dequantising_slots(problem, raised) * in_phases;
   const double exposed = config.tile_m <= 64 ? 0.522 : config.tile_m <= 128 ? 0.43 : 0.376;
   const double busy =
       std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
@@ -127,7 +131,9 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 
   // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
   const double bytes = 4 * tile;
-  double fixed = few_rows ? 3880 + 18.8 * config.tile_n : 6000 + 0.0225 * bytes;
+  double fixed = raised     ? 2950 + 12.3 * config.tile_n
+                 : few_rows ? 3880 + 18.8 * config.tile_n
+                            : 6000 + 0.0225 * bytes;
   if (config.warps_k > 1) fixed += 0.116 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
@@ -152,7 +158,9 @@ double estimate_products(const Problem& problem, const KernelConfig& config, int
                             kWeightCyclesPerRow * (split.per_sm > 1 ? kSecondCta : 1);
   const double staged = split.columns * split.warps_k * 2 * slots *
                         static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
-  return kStart + rounds * (multiplied + kTileCycles + exchange) +
+  // Between chunks of x nothing is multiplied.
+  constexpr double kChunks = 1.22;
+  return kStart + (chunks > 1 ? kChunks : 1) * rounds * (multiplied + kTileCycles + exchange) +
          staged * (chunks > 1 ? rounds : 1);
 }
 

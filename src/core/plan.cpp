@@ -21,7 +21,11 @@ constexpr std::array kDecodeClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
 // kernels; on Hopper of all, and in one pass of some.
-constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 8, kDecodeRowsAtMost = 32;
+constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
+// Between the two, what an estimate of prefill must be ahead: with up to 8 rows, for which decode
+// is made, the estimates are not so good that the last percents count.
+constexpr double kAheadOfDecode = 1.05;
+constexpr std::int64_t kDecodeTileRows = 8;
 // Rows up to which tiles of 160 and 192 rows are considered: with more they fill nothing up, and
 // are slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
 constexpr std::int64_t kOddTileRows = 1024;
@@ -78,6 +82,7 @@ Prefill choose_prefill(const Problem& problem, const DeviceTraits& device,
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
     if (config.isa != Isa::sm90a) continue;
     if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
+    if (config.tile_m >= 4 * std::max<std::int64_t>(problem.m, 8)) continue;  // mostly empty
     const Candidate candidate = best_cluster(config, problem, device, options);
     if (candidate.cycles < best.cycles) best = {candidate, i};
   }
@@ -193,7 +198,8 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
     // The decode kernels' estimate knows no other memory than an H200's.
     DeviceTraits h200_memory = device;
     h200_memory.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
-    const double prefill_cycles = choose_prefill(problem, h200_memory, options).cycles;
+    double prefill_cycles = choose_prefill(problem, h200_memory, options).cycles;
+    if (problem.m <= kDecodeTileRows) prefill_cycles *= kAheadOfDecode;
     if (split_k(problem, device, options, few) <= prefill_cycles) return decode;
   }
   return choose_prefill(problem, device, options).kernel;

@@ -1,0 +1,279 @@
+#pragma once
+// A warpgroup of consumers of the Hopper prefill kernel, whatever it makes its products from: who
+// it is, the parameters of its channels, and its sums, which are added up across slices and phases
+// of K and written as y.
+
+#include <cstdint>
+#include <type_traits>
+
+#include "dequant.cuh"
+#include "mpq/layout.hpp"
+#include "prefill_sm90_parts.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/tma.cuh"
+#include "statistics.cuh"
+
+namespace mpq::kernels {
+
+/// A warpgroup's channels of the tile: kTiles times 64.
+template <int WBits, DType T, KernelConfig C, bool kGeneral>
+class PrefillWarpgroup {
+ public:
+  using Shape = HopperPrefillShape<WBits, C>;
+  using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
+  using Layout = typename Shape::Layout;
+  static constexpr int kTiles = Shape::kTiles;
+
+  /// Adds the slices' sums, in their order. Each CTA of the cluster then holds the units that it
+  /// owns.
+  __device__ __forceinline__ void reduce() {
+    const int thread = own_thread();
+    const bool alone = cluster_.split == 1;
+    // The rings, which become inboxes, have been read.
+    if (alone) {
+      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    } else {
+      ptx::barrier_cluster_arrive_relaxed();
+      ptx::barrier_cluster_wait();
+    }
+    for_each_unit([&](int t, int pass) {
+      if (owns(t, pass)) return;
+      auto& inbox = inbox_of(t, pass)[slice_ * Shape::kPhases + phase_];
+      const int owner = unit_of(t, pass) % split();
+#pragma unroll
+      for (int i = 0; i < kPassFragments; ++i) {
+        const float* d = &sums_[t][4 * (pass * kPassFragments + i)];
+        if (alone) {
+          inbox[i][thread] = make_float4(d[0], d[1], d[2], d[3]);
+        } else {
+          const float values[4] = {d[0], d[1], d[2], d[3]};
+          ptx::st_async(&inbox[i][thread].x, values, &storage_.sums_arrived,
+                        owner * cluster_.multicast + member_);
+        }
+      }
+    });
+    // The sums are in their inboxes.
+    if (alone) {
+      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    } else {
+      ptx::mbarrier_wait(&storage_.sums_arrived, 0);
+    }
+    for_each_unit([&](int t, int pass) {
+      if (owns(t, pass)) add_slices(t, pass, thread);
+    });
+  }
+
+  /// Writes the CTA's share of the tile, bias added, by way of shared memory: 128 bytes of a row of
+  /// y at a time.
+  __device__ __forceinline__ void store(const TileWalk<WBits, C>& tile) {
+    const bool vectors = reinterpret_cast<std::uintptr_t>(args_.y) % 16 == 0 && args_.ldy % 8 == 0;
+    const int thread = own_thread();
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const int n0 = tile.n0 + (column_ * kTiles + t) * Layout::kBlockN;
+      float bias[2] = {};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int channel = n0 + 16 * (thread / 32) + thread % 32 / 4 + 8 * h;
+        if (args_.bias != nullptr && channel < args_.n) bias[h] = __ldg(args_.bias + channel);
+      }
+#pragma unroll
+      for (int pass = 0; pass < Shape::kPasses; ++pass) {
+        const int m0 = tile.m0 + pass * Shape::kPassRows;
+        if (m0 >= args_.m || !owns(t, pass)) continue;
+        ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);  // the pass before has been read
+        stage_pass(t, pass, bias, thread);
+        ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);
+        write_pass(n0, m0, vectors, thread);
+      }
+    }
+  }
+
+ protected:
+  static constexpr int kPassFragments = Shape::kPassRows / 8;
+
+  __device__ __forceinline__ PrefillWarpgroup(const HopperPrefillArguments& args, Storage& storage,
+                                              int warpgroup, const TileWalk<WBits, C>& first)
+      : args_(args.forward),
+        cluster_(args),
+        storage_(storage),
+        warpgroup_(warpgroup),
+        column_(Shape::kPhases == 1 ? warpgroup : warpgroup % Shape::kConsumersN),
+        phase_(Shape::kPhases == 1 ? 0 : warpgroup / Shape::kConsumersN),
+        warp_(static_cast<int>(threadIdx.x) / 32 % 4),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        leader_(first.leader),
+        member_(first.member),
+        slice_(first.slice) {}
+
+  // This thread in its warpgroup, and the slices of K, found anew: places of sums are not worth
+  // registers throughout the main loop.
+  static __device__ __forceinline__ int own_thread() {
+    return ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+  }
+  __device__ __forceinline__ int split() const {
+    return ptx::opaque(cluster_.split);
+  }
+
+  // Chunks of the tile's slice that this warpgroup sees.
+  __device__ __forceinline__ int own_chunks(const TileWalk<WBits, C>& tile) const {
+    if constexpr (Shape::kPhases == 1) return tile.chunk_count;
+    return (tile.chunk_count - phase_ + Shape::kPhases - 1) / Shape::kPhases;
+  }
+
+  __device__ __forceinline__ void clear_sums() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (float& sum : sums_[t]) sum = 0.f;
+    }
+  }
+
+  // Of channels lane / 4 and lane / 4 + 8 of the warp's, as they are in memory.
+  struct StoredParameters {
+    std::uint32_t scales, zeros = 0;  // affine: codes are taken as they are
+    float2 affine{0.f, 0.f};
+  };
+  // From row `row` of a slot, for strip t.
+  __device__ __forceinline__ StoredParameters stored_parameters(int slot, int row, int t) const {
+    const auto& from = storage_.parameters(slot);
+    const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
+    const auto at = static_cast<int>(parameter_position(channel));
+    using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
+    StoredParameters stored;
+    if (kGeneral && args_.statistics != nullptr) {
+      const auto* codes = reinterpret_cast<const std::uint8_t*>(from.scales[row]) + at;
+      const auto* bases = reinterpret_cast<const uint2*>(from.affine_zeros[row]);
+      const auto pair = StatisticPair<T>::template of<0>(
+          *reinterpret_cast<const std::uint16_t*>(codes), bases[statistic_base_of(at)]);
+      stored.scales = pair.scale_bits();
+      stored.affine = pair.affine();
+    } else {
+      stored.scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
+      if (kGeneral && args_.zeros == nullptr) {
+        stored.affine = *reinterpret_cast<const float2*>(&from.affine_zeros[row][at]);
+      } else {
+        stored.zeros = *reinterpret_cast<const ZeroPair*>(&from.zeros[row][at]);
+      }
+    }
+    return stored;
+  }
+
+  // Tells the CTAs that write there that this warp has done with a slot; -1: none.
+  __device__ __forceinline__ void release_x(int slot) {
+    __syncwarp();  // every lane has read its parameters
+    if (Shape::kFewRows || cluster_.multicast == 1) {
+      if (slot >= 0 && lane_ == 0) ptx::mbarrier_arrive(&storage_.x_empty[slot]);
+    } else if (slot >= 0 && lane_ < cluster_.multicast) {
+      ptx::mbarrier_arrive_cluster(&storage_.x_empty[slot], leader_ + lane_);
+    }
+  }
+
+  template <class Function>
+  __device__ __forceinline__ void for_each_unit(Function function) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int pass = 0; pass < Shape::kPasses; ++pass) function(t, pass);
+    }
+  }
+
+  // Of the CTA's units, pass `pass` of strip t of this consumer.
+  __device__ __forceinline__ int unit_of(int t, int pass) const {
+    return (column_ * kTiles + t) * Shape::kPasses + pass;
+  }
+
+  // Whether this warpgroup of this CTA adds it up and writes it.
+  __device__ __forceinline__ bool owns(int t, int pass) const {
+    const int unit = unit_of(t, pass), split = this->split();
+    return unit % split == slice_ && unit / split % Shape::kPhases == phase_;
+  }
+
+  // Where its sums come in, in its owner.
+  __device__ __forceinline__ auto* inbox_of(int t, int pass) const {
+    const int split = this->split();
+    return &storage_.inbox[unit_of(t, pass) / split * split * Shape::kPhases];
+  }
+
+  // The sums of a unit that the warpgroup owns: those in its inbox and its own, in their order.
+  __device__ __forceinline__ void add_slices(int t, int pass, int thread) {
+    const auto* inbox = inbox_of(t, pass);
+    const int own_place = slice_ * Shape::kPhases + phase_;
+    float4 total[kPassFragments] = {};
+#pragma unroll 1
+    for (int i = 0; i < own_place; ++i) add_fragments(total, inbox[i], thread);
+#pragma unroll
+    for (int i = 0; i < kPassFragments; ++i) {
+      const float* own = &sums_[t][4 * (pass * kPassFragments + i)];
+      total[i].x += own[0], total[i].y += own[1], total[i].z += own[2], total[i].w += own[3];
+    }
+#pragma unroll 1
+    for (int i = own_place + 1; i < cluster_.split * Shape::kPhases; ++i) {
+      add_fragments(total, inbox[i], thread);
+    }
+#pragma unroll
+    for (int i = 0; i < kPassFragments; ++i) {
+      float* own = &sums_[t][4 * (pass * kPassFragments + i)];
+      own[0] = total[i].x, own[1] = total[i].y, own[2] = total[i].z, own[3] = total[i].w;
+    }
+  }
+
+  static __device__ __forceinline__ void add_fragments(float4 (&to)[kPassFragments],
+                                                       const float4 (&from)[kPassFragments][128],
+                                                       int thread) {
+#pragma unroll
+    for (int i = 0; i < kPassFragments; ++i) {
+      const float4 part = from[i][thread];
+      to[i].x += part.x, to[i].y += part.y, to[i].z += part.z, to[i].w += part.w;
+    }
+  }
+
+  // Rounds the sums of pass `pass` of strip t into shared memory.
+  __device__ __forceinline__ void stage_pass(int t, int pass, const float (&bias)[2], int thread) {
+    const int warp = thread / 32, lane = thread % 32;
+#pragma unroll
+    for (int i = 0; i < Shape::kPassRows / 16; ++i) {
+      std::uint32_t r[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int j = pass * (Shape::kPassRows / 8) + 2 * i + e / 2;
+        const float* d = &sums_[t][4 * j + 2 * (e % 2)];
+        r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0] + bias[e % 2], d[1] + bias[e % 2]));
+      }
+      const int row = 16 * i + lane / 16 * 8 + lane % 8;
+      const int piece = 2 * warp + lane / 8 % 2;
+      ptx::stmatrix_x4_trans(&storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)], r);
+    }
+  }
+
+  // Copies a staged pass to channels n0 ... of rows m0 ... of y.
+  __device__ __forceinline__ void write_pass(int n0, int m0, bool vectors, int thread) const {
+    constexpr int kPieces = Layout::kBlockN / 8;
+#pragma unroll
+    for (int i = 0; i < Shape::kPassRows * kPieces / 128; ++i) {
+      const int at = i * 128 + thread;
+      const int row = at / kPieces, piece = at % kPieces, n = n0 + 8 * piece;
+      if (m0 + row >= args_.m || n >= args_.n) continue;
+      auto* target = static_cast<std::uint16_t*>(args_.y) + (m0 + row) * args_.ldy + n;
+      const std::uint16_t* source = &storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)];
+      if (vectors && n + 8 <= args_.n) {
+        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
+      } else {
+        for (int c = 0; c < 8 && n + c < args_.n; ++c) target[c] = source[c];
+      }
+    }
+  }
+
+  const ForwardArguments& args_;
+  const HopperPrefillArguments& cluster_;
+  Storage& storage_;
+  int warpgroup_;
+  int column_, phase_;  // strips, and stages of K, of this warpgroup
+  int warp_, lane_;
+  int leader_, member_, slice_;
+  float sums_[kTiles][C.tile_m / 2];
+};
+
+}  // namespace mpq::kernels
