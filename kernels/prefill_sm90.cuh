@@ -1,7 +1,8 @@
 #pragma once
 // Prefill on Hopper: many batch rows, y^T = W x^T on wgmma. Weights are operand A from registers,
 // dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b); x is
-// operand B, brought by TMA into swizzled shared memory.
+// operand B, brought by TMA into swizzled shared memory. With up to 16 rows and 4 bits operand A is
+// codes, raised (raised_codes.cuh), and scales and zeros are for the sums of a group.
 //
 // A CTA is a producer warpgroup, whose warps have a ring in shared memory each to fill, and two to
 // four consumer warpgroups, each with its share of the tile's channels and all of its batch rows. K
@@ -46,7 +47,7 @@ __device__ __forceinline__ void initialise_barriers(
   for (int i = 0; i < Storage::kStages; ++i) {
     ptx::mbarrier_init(&storage.x_full[i], Shape::kOneRing ? 3 : 2);  // warps of the producer
     ptx::mbarrier_init(&storage.x_empty[i], kConsumerWarps * args.multicast);
-    ptx::mbarrier_init(&storage.x_summed[i], 1);
+    if constexpr (Shape::kRaised) ptx::mbarrier_init(&storage.x_summed[i], 1);
   }
   for (int i = 0; i < Storage::kWeightStages; ++i) {
     ptx::mbarrier_init(&storage.weights_full[i], 1);
@@ -88,11 +89,19 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
   TileWalk<WBits, C> tile(args);
   typename ConsumerOf<WBits, T, C, kGeneral, HopperPrefillShape<WBits, C>::kRaised>::Type consumer(
       args, storage, warpgroup, tile);
+  // Where registers are short, one body for both.
+  constexpr bool kOneBody = HopperPrefillShape<WBits, C>::kRaised;
+  if (!kOneBody && args.exchanges) {  // one tile
+    consumer.multiply(tile);
+    consumer.reduce();
+    consumer.store(tile);
+    return;
+  }
   for (; tile.valid(); tile.next()) {
     consumer.multiply(tile);
-    if (args.exchanges) consumer.reduce();
+    if (kOneBody && args.exchanges) consumer.reduce();
     consumer.store(tile);
-    if (args.exchanges) break;  // one tile
+    if (kOneBody && args.exchanges) break;
   }
 }
 

@@ -102,8 +102,8 @@ struct HopperPrefillStorage {
   using Weights = uint4[Shape::kStrips][Shape::kBlocksPerChunk][4][32];
   /// Of each row of x and each group's part in a stage: minus the sum of x times offsets, minus the
   /// sum of x.
-  using XSums = float2[Shape::kRaised ? kParameterRows : 1][Shape::kRaised ? C.tile_m : 2];
-  /// kOneRing: all of a stage.
+  using XSums = float2[kParameterRows][C.tile_m];
+  /// kRaised: all of a stage.
   struct alignas(1024) Slot {
     X x;
     Weights weights;
@@ -115,7 +115,7 @@ struct HopperPrefillStorage {
     constexpr int kRoom = (228 << 10) / C.ctas_per_sm - (1 << 10) - 2048 - kYBytes;
     int stages = C.stages;
     const auto bytes = [&] {
-      if (Shape::kOneRing) return stages * static_cast<int>(sizeof(Slot));
+      if (Shape::kRaised) return stages * static_cast<int>(sizeof(Slot));
       return stages * static_cast<int>(sizeof(X) + sizeof(Parameters)) +
              weight_stages(stages) * Shape::kWeightBytes;
     };
@@ -124,17 +124,17 @@ struct HopperPrefillStorage {
   }();
   static constexpr int kWeightStages = weight_stages(kStages);
   static_assert(kStages >= 2 && kWeightStages >= 2);
-  struct OneRing {
+  struct Slots {
     Slot slots[kStages];
   };
-  struct TwoRings {
+  struct Parts {
     alignas(1024) X x[kStages];
     alignas(128) Weights weights[kWeightStages];
     Parameters parameters[kStages];  // in step with x
   };
-  using Rings = std::conditional_t<Shape::kOneRing, OneRing, TwoRings>;
+  using Rings = std::conditional_t<Shape::kRaised, Slots, Parts>;
   /// From one slot's x to the next one's.
-  static constexpr int kXPitch = Shape::kOneRing ? sizeof(Slot) : sizeof(X);
+  static constexpr int kXPitch = Shape::kRaised ? sizeof(Slot) : sizeof(X);
   /// The sums of a slice of K travel by pass and 64 channels: a unit.
   static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
   union {
@@ -156,21 +156,21 @@ struct HopperPrefillStorage {
            (Shape::kPassRows / 8);
   }
   __device__ __forceinline__ X& x(int slot) {
-    if constexpr (Shape::kOneRing) {
+    if constexpr (Shape::kRaised) {
       return rings.slots[slot].x;
     } else {
       return rings.x[slot];
     }
   }
   __device__ __forceinline__ Weights& weights(int slot) {
-    if constexpr (Shape::kOneRing) {
+    if constexpr (Shape::kRaised) {
       return rings.slots[slot].weights;
     } else {
       return rings.weights[slot];
     }
   }
   __device__ __forceinline__ Parameters& parameters(int slot) {
-    if constexpr (Shape::kOneRing) {
+    if constexpr (Shape::kRaised) {
       return rings.slots[slot].parameters;
     } else {
       return rings.parameters[slot];

@@ -13,7 +13,8 @@
 
 namespace mpq::kernels {
 
-/// 64 channels of the tile. Of the columns of a group, or of 128, with q + o a raised code:
+/// A warpgroup's channels of the tile, kTiles times 64. Of the columns of a group, or of 128, with
+/// q + o a raised code:
 ///   y += s (sum of (q + o) x - sum of o x - z sum of x)
 /// The sums of x come from the producer, and are where the products' sums begin.
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
@@ -26,7 +27,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
                                             int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first),
         x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.x(0))),
-        words_at_(at(storage.weights(0)[column_][0][warp_][lane_])),
+        words_at_(at(storage.weights(0)[column_ * kTiles][0][warp_][lane_])),
         x_sums_at_(at(storage.rings.slots[0].x_sums[0][2 * (lane_ % 4)])) {
     cursor_.slot = phase_;
   }
@@ -53,7 +54,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   using Base::args_, Base::storage_, Base::sums_;
   using Base::column_, Base::phase_, Base::warp_, Base::lane_;
   using Raised = RaisedCodes<WBits, T>;
-  static_assert(Base::kTiles == 1 && Shape::kOneRing && Shape::kStageSteps % 8 == 0);
+  using Base::kTiles;
+  static_assert(Shape::kOneRing && Shape::kStageSteps % 8 == 0);
 
   // kSumSteps: of the columns that are summed before they are scaled. A body of the loop is a
   // stage, or one of its sums: ptxas has more registers for each of several short sums in a row.
@@ -62,7 +64,9 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   // Steps of a group of wgmma; the next group's fragments are made while it is multiplied.
   template <int kSumSteps>
   static constexpr int kGroupSteps = kSumSteps < 2 ? kSumSteps : 2;
-  static constexpr int kFragmentSets = 4;  // steps whose fragments are held
+  // Steps whose fragments are held: of two groups, or of one where registers are few.
+  static constexpr int kFragmentSets =
+      kTiles == 1 || (Shape::kConsumerRegisters > 104 && !kGeneral) ? 4 : 2;
 
   template <int kSumSteps>
   __device__ __forceinline__ void multiply_by(const TileWalk<WBits, C>& tile) {
@@ -73,9 +77,12 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     wait_for_stage();
     load_words<kSumSteps>();
     make_group<kSumSteps, 0>();
-    scale_[0] = scale_[1] = 0.f;
 #pragma unroll
-    for (float& product : products_) product = 0.f;
+    for (int t = 0; t < kTiles; ++t) {
+      scale_[t][0] = scale_[t][1] = 0.f;
+#pragma unroll
+      for (float& product : products_[t]) product = 0.f;
+    }
     int done = -1;  // a slot that nobody reads any more when all products so far are there
 #pragma unroll 1
     for (;;) {
@@ -109,12 +116,17 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     const unsigned char* from =
         bytes_of(cursor_.slot) + words_at_ + first / kBlockSteps * kBlockBytes;
 #pragma unroll
-    for (int b = 0; b < (kSteps + kBlockSteps - 1) / kBlockSteps; ++b) {
-      words_[b] = *reinterpret_cast<const uint4*>(from + b * kBlockBytes);
-    }
-    if constexpr (kSteps < kBlockSteps) {
-      const int shift = first % kBlockSteps * WBits;
-      words_[0].x >>= shift, words_[0].y >>= shift, words_[0].z >>= shift, words_[0].w >>= shift;
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int b = 0; b < (kSteps + kBlockSteps - 1) / kBlockSteps; ++b) {
+        words_[t][b] =
+            *reinterpret_cast<const uint4*>(from + (t * Shape::kBlocksPerChunk + b) * kBlockBytes);
+      }
+      if constexpr (kSteps < kBlockSteps) {
+        const int shift = first % kBlockSteps * WBits;
+        uint4& words = words_[t][0];
+        words.x >>= shift, words.y >>= shift, words.z >>= shift, words.w >>= shift;
+      }
     }
   }
 
@@ -136,11 +148,18 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       }
       load_words<kSumSteps>();
     }
+    hold_products();  // where they begin, ahead of the fence
     ptx::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) multiply_step(slot, body * kBody, kStep + i);
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int step = kStep; step < kStep + kSteps; ++step) {
+        ptx::wgmma_k16<T>(products_[t], fragments_[step % kFragmentSets][t],
+                          x_of(slot, body * kBody, step));
+      }
+    }
     ptx::wgmma_commit_group();
-    ptx::wgmma_wait_group<1>();
+    ptx::wgmma_wait_group<(kFragmentSets > kSteps ? 1 : 0)>();
     if constexpr (kStep + kSteps < kBody) {
       make_group<kSumSteps, kGroup + 1>();
       multiply_groups<kSumSteps, kGroup + 1>(slot, body, done, last);
@@ -154,16 +173,23 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 #pragma unroll
     for (int step = kGroup * kSteps; step < (kGroup + 1) * kSteps; ++step) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        fragments_[step % kFragmentSets][e] = Raised::fragment(
-            word_of(words_[step / Layout::kStepsPerBlock], e), step % Layout::kStepsPerBlock);
+      for (int t = 0; t < kTiles; ++t) {
+        const uint4& words = words_[t][step / Layout::kStepsPerBlock];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          fragments_[step % kFragmentSets][t][e] =
+              Raised::fragment(word_of(words, e), step % Layout::kStepsPerBlock);
+        }
       }
     }
   }
 
   // Ends the sum before it, and begins the `sum`-th of its stage, at column `column` there.
   __device__ __forceinline__ void begin_sum(int slot, int sum, int column, int done) {
-    const auto stored = this->stored_parameters(slot, column >> args_.group_shift, 0);
+    const int row = column >> args_.group_shift;
+    typename Base::StoredParameters stored[kTiles];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) stored[t] = this->stored_parameters(slot, row, t);
     float4 x_sums[C.tile_m / 8];  // of two rows each
 #pragma unroll
     for (int i = 0; i < C.tile_m / 8; ++i) {
@@ -172,11 +198,18 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     }
     end_sum();
     this->release_x(done);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) begin_products(t, stored[t], x_sums);
+  }
+
+  __device__ __forceinline__ void begin_products(int t,
+                                                 const typename Base::StoredParameters& stored,
+                                                 const float4 (&x_sums)[C.tile_m / 8]) {
     float zero[2], minus_affine[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const auto scale = static_cast<std::uint16_t>(stored.scales >> (16 * h));
-      scale_[h] = scale_to_float(scale, kGeneral ? args_.scales_are_bf16 : T == DType::bf16);
+      scale_[t][h] = scale_to_float(scale, kGeneral ? args_.scales_are_bf16 : T == DType::bf16);
       zero[h] = static_cast<float>(stored.zeros >> (8 * h) & 0xffu);
       minus_affine[h] = h == 0 ? -stored.affine.x : -stored.affine.y;
     }
@@ -184,11 +217,11 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     for (int i = 0; i < C.tile_m / 8; ++i) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float* products = &products_[4 * i + 2 * h];
+        float* products = &products_[t][4 * i + 2 * h];
         products[0] = __fmaf_rn(zero[h], x_sums[i].y, x_sums[i].x);
         products[1] = __fmaf_rn(zero[h], x_sums[i].w, x_sums[i].z);
         if constexpr (kGeneral) {
-          float* sums = &sums_[0][4 * i + 2 * h];
+          float* sums = &sums_[t][4 * i + 2 * h];
           sums[0] = __fmaf_rn(minus_affine[h], x_sums[i].y, sums[0]);
           sums[1] = __fmaf_rn(minus_affine[h], x_sums[i].w, sums[1]);
         }
@@ -196,26 +229,33 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     }
   }
 
+  __device__ __forceinline__ void hold_products() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) ptx::hold(products_[t]);
+  }
+
   // Waits for all products and adds them to the sums.
   __device__ __forceinline__ void end_sum() {
     ptx::wgmma_wait_group<0>();
-    ptx::hold(products_);
+    hold_products();
 #pragma unroll
-    for (int i = 0; i < C.tile_m / 2; ++i) {
-      sums_[0][i] = __fmaf_rn(scale_[i / 2 % 2], products_[i], sums_[0][i]);
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < C.tile_m / 2; ++i) {
+        sums_[t][i] = __fmaf_rn(scale_[t][i / 2 % 2], products_[t][i], sums_[t][i]);
+      }
     }
   }
 
-  __device__ __forceinline__ void multiply_step(int slot, int first, int step) {
+  // Descriptor of a step's columns of x, `step` steps behind the stage's step `first`.
+  __device__ __forceinline__ std::uint64_t x_of(int slot, int first, int step) const {
     constexpr int kPartBytes = C.tile_m * Shape::kSwizzledK * 2;
     constexpr int kPartSteps = Shape::kSwizzledK / Layout::kStepK;
     const int in_part = first % kPartSteps + step;
     const int at = (first / kPartSteps + in_part / kPartSteps) * kPartBytes +
                    in_part % kPartSteps * Layout::kStepK * 2;
-    const std::uint64_t x = x_descriptor_ +
-                            static_cast<std::uint32_t>(slot) * (Storage::kXPitch >> 4) +
-                            static_cast<std::uint32_t>(at >> 4);
-    ptx::wgmma_k16<T>(products_, fragments_[step % kFragmentSets], x);
+    return x_descriptor_ + static_cast<std::uint32_t>(slot) * (Storage::kXPitch >> 4) +
+           static_cast<std::uint32_t>(at >> 4);
   }
 
   // Where something of a slot lies in it.
@@ -228,10 +268,10 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   int words_at_, x_sums_at_;  // of this lane, in a slot
   RingCursor<Storage::kStages, Shape::kPhases> cursor_;
   int body_;  // of the stage: the one whose words were asked for last
-  uint4 words_[Shape::kBlocksPerChunk];
-  std::uint32_t fragments_[kFragmentSets][4];
-  float products_[C.tile_m / 2];  // since the last sum began
-  float scale_[2];
+  uint4 words_[kTiles][Shape::kBlocksPerChunk];
+  std::uint32_t fragments_[kFragmentSets][kTiles][4];
+  float products_[kTiles][C.tile_m / 2];  // since the last sum began
+  float scale_[kTiles][2];
 };
 
 }  // namespace mpq::kernels

@@ -29,7 +29,7 @@ class PrefillWarpgroup {
   /// Adds the slices' sums, in their order. Each CTA of the cluster then holds the units that it
   /// owns.
   __device__ __forceinline__ void reduce() {
-    const int thread = own_thread();
+    const int thread = place().thread;
     const bool alone = cluster_.split == 1;
     // The rings, which become inboxes, have been read.
     if (alone) {
@@ -69,14 +69,14 @@ class PrefillWarpgroup {
   /// y at a time.
   __device__ __forceinline__ void store(const TileWalk<WBits, C>& tile) {
     const bool vectors = reinterpret_cast<std::uintptr_t>(args_.y) % 16 == 0 && args_.ldy % 8 == 0;
-    const int thread = own_thread();
+    const Place place = this->place();
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       const int n0 = tile.n0 + (column_ * kTiles + t) * Layout::kBlockN;
       float bias[2] = {};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int channel = n0 + 16 * (thread / 32) + thread % 32 / 4 + 8 * h;
+        const int channel = n0 + 16 * place.warp + place.lane / 4 + 8 * h;
         if (args_.bias != nullptr && channel < args_.n) bias[h] = __ldg(args_.bias + channel);
       }
 #pragma unroll
@@ -84,9 +84,9 @@ class PrefillWarpgroup {
         const int m0 = tile.m0 + pass * Shape::kPassRows;
         if (m0 >= args_.m || !owns(t, pass)) continue;
         ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);  // the pass before has been read
-        stage_pass(t, pass, bias, thread);
+        stage_pass(t, pass, bias, place);
         ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);
-        write_pass(n0, m0, vectors, thread);
+        write_pass(n0, m0, vectors);
       }
     }
   }
@@ -108,13 +108,18 @@ class PrefillWarpgroup {
         member_(first.member),
         slice_(first.slice) {}
 
-  // This thread in its warpgroup, and the slices of K, found anew: places of sums are not worth
-  // registers throughout the main loop.
-  static __device__ __forceinline__ int own_thread() {
-    return ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+  // This thread in its warpgroup, and the slices of K. In kRaised they are found anew where they
+  // are needed: there they are not worth registers throughout the main loop.
+  struct Place {
+    int thread, warp, lane;
+  };
+  __device__ __forceinline__ Place place() const {
+    if constexpr (!Shape::kRaised) return {static_cast<int>(threadIdx.x) % 128, warp_, lane_};
+    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+    return {thread, thread / 32, thread % 32};
   }
   __device__ __forceinline__ int split() const {
-    return ptx::opaque(cluster_.split);
+    return Shape::kRaised ? ptx::opaque(cluster_.split) : cluster_.split;
   }
 
   // Chunks of the tile's slice that this warpgroup sees.
@@ -231,8 +236,8 @@ class PrefillWarpgroup {
   }
 
   // Rounds the sums of pass `pass` of strip t into shared memory.
-  __device__ __forceinline__ void stage_pass(int t, int pass, const float (&bias)[2], int thread) {
-    const int warp = thread / 32, lane = thread % 32;
+  __device__ __forceinline__ void stage_pass(int t, int pass, const float (&bias)[2],
+                                             const Place& place) {
 #pragma unroll
     for (int i = 0; i < Shape::kPassRows / 16; ++i) {
       std::uint32_t r[4];
@@ -242,15 +247,17 @@ class PrefillWarpgroup {
         const float* d = &sums_[t][4 * j + 2 * (e % 2)];
         r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0] + bias[e % 2], d[1] + bias[e % 2]));
       }
-      const int row = 16 * i + lane / 16 * 8 + lane % 8;
-      const int piece = 2 * warp + lane / 8 % 2;
+      const int row = 16 * i + place.lane / 16 * 8 + place.lane % 8;
+      const int piece = 2 * place.warp + place.lane / 8 % 2;
       ptx::stmatrix_x4_trans(&storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)], r);
     }
   }
 
   // Copies a staged pass to channels n0 ... of rows m0 ... of y.
-  __device__ __forceinline__ void write_pass(int n0, int m0, bool vectors, int thread) const {
+  __device__ __forceinline__ void write_pass(int n0, int m0, bool vectors) const {
     constexpr int kPieces = Layout::kBlockN / 8;
+    // Places are not worth registers throughout the main loop.
+    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
 #pragma unroll
     for (int i = 0; i < Shape::kPassRows * kPieces / 128; ++i) {
       const int at = i * 128 + thread;

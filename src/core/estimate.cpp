@@ -7,11 +7,61 @@ namespace mpq::detail {
 
 namespace {
 
+// What differs between the Hopper prefill kernels for few rows that round weights and those that
+// multiply raised codes, in cycles; fitted to sweeps of all of their tiles.
+struct FewRowCosts {
+  double in_phases;  // what dequantising takes where warpgroups take turns along K, factor
+  double exposed;    // of the shorter of products and dequantising
+  double tile, tile_per_channel;
+  double split, split_squared;  // of a tile cut into so many slices
+  // Of two CTAs a multiprocessor: dequantising, products and reading in one that is alone, both, a
+  // tile, when shared, and slices.
+  double alone, alone_tensor, alone_read, crowded;
+  double pair_tile, pair_shared, pair_split, pair_split_squared;
+};
+constexpr FewRowCosts kRounding{.in_phases = 1.08,
+                                .exposed = 0.519,
+                                .tile = 3898,
+                                .tile_per_channel = 19,
+                                .split = 479,
+                                .split_squared = 32.1,
+                                .alone = 1.279,
+                                .alone_tensor = 0.544,
+                                .alone_read = 1.255,
+                                .crowded = 1.126,
+                                .pair_tile = 4919,
+                                .pair_shared = 0.956,
+                                .pair_split = 658,
+                                .pair_split_squared = 52.7};
+constexpr FewRowCosts kRaising{.in_phases = 1.313,
+                               .exposed = 0.321,
+                               .tile = 2916,
+                               .tile_per_channel = 12.4,
+                               .split = 1700,
+                               .split_squared = 0.2,
+                               .alone = 1.149,
+                               .alone_tensor = 0.518,
+                               .alone_read = 1.05,
+                               .crowded = 1.045,
+                               .pair_tile = 5241,
+                               .pair_shared = 1.141,
+                               .pair_split = 1308,
+                               .pair_split_squared = 10.3};
+
+const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
+  return multiplies_raised_codes(config, problem.bits) ? kRaising : kRounding;
+}
+
 // Issue slots that a warp needs for 64 channels x 64 columns, its share of a stage's bookkeeping
 // included.
-double dequantising_slots(const Problem& problem, bool raised) {
+double dequantising_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
-  if (raised) return problem.bits == 4 ? (bf16 ? 120 : 116.5) : problem.bits == 2 ? 100 : 87.4;
+  if (multiplies_raised_codes(config, problem.bits)) {
+    const double slots = problem.bits == 4   ? (bf16 ? 123.5 : 120)
+                         : problem.bits == 2 ? 101.4
+                                             : 88.8;
+    return config.tile_n > 16 * config.warps_n ? 0.89 * slots : slots;  // two tiles a warpgroup
+  }
   switch (problem.bits) {
     case 8:
       return bf16 ? 175 : 137;
@@ -72,16 +122,17 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
                       const Problem& problem, const DeviceTraits& device) {
   const double bytes = 4.0 * config.tile_n * config.tile_m;
   const double tensor = bytes / 4 * kStageK / kMultiplyAddsPerCycle;
-  const bool raised = multiplies_raised_codes(config, problem.bits);
-  const double dequantise = config.tile_n / 64 * dequantising_slots(problem, raised);
-  const double alone = (raised ? 1.202 : 1.266) * dequantise + 0.518 * tensor;
+  const FewRowCosts& costs = few_row_costs(config, problem);
+  const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem);
+  const double alone = costs.alone * dequantise + costs.alone_tensor * tensor;
   const double crowded =
-      std::max(alone, 2 * (raised ? 1.152 : 1.136) *
+      std::max(alone, 2 * costs.crowded *
                           (std::max(tensor, dequantise) + 0.5 * std::min(tensor, dequantise)));
-  double fixed = (raised ? 5360 : 5090) + 0.025 * bytes;
+  double fixed = costs.pair_tile + 0.025 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
-    fixed += 700 + 60 * split * split + 0.093 * bytes * (split - 1) / split;
+    fixed += costs.pair_split + costs.pair_split_squared * split * split +
+             0.093 * bytes * (split - 1) / split;
   }
   const double stages = stages_of(config, cluster, problem);
   const std::int64_t apart = resident_clusters(device, cluster);
@@ -91,8 +142,10 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
     const double load =
         static_cast<double>(clusters * cluster.ctas()) / static_cast<double>(device.sm_count);
     // With half of the shared memory a CTA alone has less on its way.
-    const double read = read_cycles(config, problem, device, load) * (shares ? 1 : 1.05);
-    return stages * std::max(shares ? crowded : alone, read) + fixed * (shares ? 0.916 : 1);
+    const double read =
+        read_cycles(config, problem, device, load) * (shares ? 1 : costs.alone_read);
+    return stages * std::max(shares ? crowded : alone, read) +
+           fixed * (shares ? costs.pair_shared : 1);
   };
   const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
   const std::int64_t resident = resident_clusters(device, cluster, 2), rest = tiles % resident;
@@ -115,10 +168,10 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 
   // Of 64 columns: the longer of products and dequantising, and what of the other is not hidden.
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
-  const bool raised = multiplies_raised_codes(config, problem.bits);
-  const double in_phases = config.warps_k == 1 ? 1 : raised ? 1.316 : 1.08;
-  const double dequantise = config.tile_n / 64 * dequantising_slots(problem, raised) * in_phases;
-  const double exposed = config.tile_m <= 64 ? 0.522 : config.tile_m <= 128 ? 0.43 : 0.376;
+  const FewRowCosts& costs = few_row_costs(config, problem);
+  const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
+                            (config.warps_k > 1 ? costs.in_phases : 1);
+  const double exposed = few_rows ? costs.exposed : config.tile_m <= 128 ? 0.43 : 0.376;
   const double busy =
       std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
   const double read = read_cycles(config, problem, device, busy);
@@ -131,13 +184,13 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 
   // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
   const double bytes = 4 * tile;
-  double fixed = raised     ? 2950 + 12.3 * config.tile_n
-                 : few_rows ? 3880 + 18.8 * config.tile_n
-                            : 6000 + 0.0225 * bytes;
-  if (config.warps_k > 1) fixed += 0.116 * bytes;
+  double fixed =
+      few_rows ? costs.tile + costs.tile_per_channel * config.tile_n : 6000 + 0.0225 * bytes;
+  if (config.warps_k > 1) fixed += 0.113 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
-    fixed += few_rows ? 510 + 37 * split * split : 700 + 60 * split * split;
+    fixed +=
+        few_rows ? costs.split + costs.split_squared * split * split : 700 + 60 * split * split;
     fixed += (few_rows ? 0.108 : 0.031) * bytes * (split - 1) / split;
   }
   // Walkers of the large tiles overlap the end of one with the next.
