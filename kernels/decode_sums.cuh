@@ -23,7 +23,7 @@ namespace mpq::kernels {
 template <int WBits, DType T>
 struct RawCodes {
   static constexpr int kPositions = 8 / WBits < 4 ? 8 / WBits : 4;
-  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits, kBias = Half2Of<T>::kBias;
+  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits;
   static constexpr int kQuantum = T == DType::f16 ? -24 : -133;  // log2
   /// Steps whose codes are taken from a word before it must be shifted.
   static constexpr int kInPlace = WBits == 8 ? 2 : kPositions;
@@ -42,10 +42,6 @@ struct RawCodes {
     } else {
       return __byte_perm(word, 0, 0x4341);  // bytes 1 and 3
     }
-  }
-  /// A pair of 2^exponent.
-  static __device__ __forceinline__ std::uint32_t power(int exponent) {
-    return (static_cast<std::uint32_t>(exponent + kBias) << kMantissaBits) * 0x00010001u;
   }
 };
 
@@ -104,7 +100,7 @@ class DecodeAccumulator {
         const int raise = min(Codes::kTarget - exponent, Codes::kMostRaise);
 #pragma unroll
         for (int p = 0; p < Codes::kPositions; ++p) {
-          factor_[m][p] = Codes::power(raise - WBits * p);
+          factor_[m][p] = pair_of_power<T>(raise - WBits * p);
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {  // of rows 2 * (lane % 4) + j, as the sums have them

@@ -44,6 +44,13 @@ __device__ __forceinline__ float float_power(int exponent) {
   return __uint_as_float(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
+/// A pair of 2^exponent, as bits.
+template <DType T>
+constexpr __host__ __device__ std::uint32_t pair_of_power(int exponent) {
+  const int bits = (exponent + Half2Of<T>::kBias) << Half2Of<T>::kMantissaBits;
+  return static_cast<std::uint32_t>(bits) * 0x00010001u;
+}
+
 /// A scale of the checkpoint's 16-bit type, exactly, as float.
 __device__ __forceinline__ float scale_to_float(std::uint16_t bits, bool is_bf16) {
   return is_bf16 ? __uint_as_float(static_cast<std::uint32_t>(bits) << 16)

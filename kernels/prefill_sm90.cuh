@@ -25,6 +25,8 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "mpq/plan.hpp"
 #include "prefill_sm90_consumer.cuh"
 #include "prefill_sm90_parts.cuh"
@@ -71,15 +73,6 @@ __device__ __forceinline__ void produce(const HopperPrefillArguments& args,
   }
 }
 
-template <int WBits, DType T, KernelConfig C, bool kGeneral, bool kRaised>
-struct ConsumerOf {
-  using Type = PrefillConsumer<WBits, T, C, kGeneral>;
-};
-template <int WBits, DType T, KernelConfig C, bool kGeneral>
-struct ConsumerOf<WBits, T, C, kGeneral, true> {
-  using Type = RaisedConsumer<WBits, T, C, kGeneral>;
-};
-
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage,
@@ -87,10 +80,11 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
   if (!args.follows) ptx::griddepcontrol_wait();  // the predecessor may still read y
   if (args.followed) ptx::griddepcontrol_launch_dependents();
   TileWalk<WBits, C> tile(args);
-  typename ConsumerOf<WBits, T, C, kGeneral, HopperPrefillShape<WBits, C>::kRaised>::Type consumer(
-      args, storage, warpgroup, tile);
-  // Where registers are short, one body for both.
-  constexpr bool kOneBody = HopperPrefillShape<WBits, C>::kRaised;
+  constexpr bool kRaised = HopperPrefillShape<WBits, C>::kRaised;
+  using Consumer = std::conditional_t<kRaised, RaisedConsumer<WBits, T, C, kGeneral>,
+                                      PrefillConsumer<WBits, T, C, kGeneral>>;
+  Consumer consumer(args, storage, warpgroup, tile);
+  constexpr bool kOneBody = kRaised;  // where registers are short
   if (!kOneBody && args.exchanges) {  // one tile
     consumer.multiply(tile);
     consumer.reduce();

@@ -1,6 +1,6 @@
 #pragma once
-// The warpgroups of the Hopper prefill kernel that multiply many rows: each weight is dequantised
-// to the activations' type and rounded.
+// The warpgroups of the Hopper prefill kernel that dequantise each weight to the activations' type,
+// rounded, and multiply.
 
 #include <cstdint>
 #include <type_traits>
@@ -25,7 +25,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   __device__ __forceinline__ PrefillConsumer(const HopperPrefillArguments& args, Storage& storage,
                                              int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first),
-        x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.x(0))),
+        x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x(0))),
         group_mask_((1u << args.forward.group_shift) - 1u),
         small_groups_(group_mask_ < Shape::kStageK - 1) {
     x_cursor_.slot = phase_;
@@ -124,7 +124,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int b = 0; b < Shape::kBlocksPerChunk; ++b) {
-        words_[t][b] = storage_.weights(slot)[column_ * kTiles + t][b][warp_][lane_];
+        words_[t][b] = storage_.rings.weights(slot)[column_ * kTiles + t][b][warp_][lane_];
       }
     }
   }
@@ -225,18 +225,16 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   // Starts a group of products.
   template <int kGroup>
   __device__ __forceinline__ void multiply_group(int slot) {
-    constexpr int kPartBytes = C.tile_m * Shape::kSwizzledK * 2;
-    constexpr int kPartSteps = Shape::kSwizzledK / Layout::kStepK;
     const std::uint64_t x =
         x_descriptor_ + static_cast<std::uint32_t>(slot) * (Storage::kXPitch >> 4);
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Shape::kGroupSteps; ++i) {
       const int step = kGroup * Shape::kGroupSteps + i;
-      const int at = step / kPartSteps * kPartBytes + step % kPartSteps * Layout::kStepK * 2;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        ptx::wgmma_k16<T>(sums_[t], fragments_[step % Shape::kFragmentSets][t], x + (at >> 4));
+        ptx::wgmma_k16<T>(sums_[t], fragments_[step % Shape::kFragmentSets][t],
+                          x + (Shape::x_bytes(step) >> 4));
       }
     }
     ptx::wgmma_commit_group();

@@ -44,6 +44,12 @@ struct HopperPrefillShape {
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
   static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes
   static constexpr int kStagesPerChunk = kChunkK / kStageK;
+  /// From the beginning of a slot's x to the columns of a k-step.
+  static constexpr int x_bytes(int step) {
+    constexpr int kPartSteps = kSwizzledK / Layout::kStepK;
+    return step / kPartSteps * (C.tile_m * kSwizzledK * 2) +
+           step % kPartSteps * (Layout::kStepK * 2);
+  }
   static constexpr int kBlocksPerChunk = kChunkK / Layout::kBlockK;
   static_assert(Layout::kAlignK % kChunkK == 0);  // K is whole chunks
   /// A stage is a chunk, and one ring has both: fewer instructions for the consumers.
@@ -126,11 +132,17 @@ struct HopperPrefillStorage {
   static_assert(kStages >= 2 && kWeightStages >= 2);
   struct Slots {
     Slot slots[kStages];
+    __device__ __forceinline__ X& x(int slot) { return slots[slot].x; }
+    __device__ __forceinline__ Weights& weights(int slot) { return slots[slot].weights; }
+    __device__ __forceinline__ Parameters& parameters(int slot) { return slots[slot].parameters; }
   };
   struct Parts {
-    alignas(1024) X x[kStages];
-    alignas(128) Weights weights[kWeightStages];
-    Parameters parameters[kStages];  // in step with x
+    alignas(1024) X all_x[kStages];
+    alignas(128) Weights all_weights[kWeightStages];
+    Parameters all_parameters[kStages];  // in step with x
+    __device__ __forceinline__ X& x(int slot) { return all_x[slot]; }
+    __device__ __forceinline__ Weights& weights(int slot) { return all_weights[slot]; }
+    __device__ __forceinline__ Parameters& parameters(int slot) { return all_parameters[slot]; }
   };
   using Rings = std::conditional_t<Shape::kRaised, Slots, Parts>;
   /// From one slot's x to the next one's.
@@ -155,27 +167,6 @@ struct HopperPrefillStorage {
     return units * (split * Shape::kPhases - 1) * static_cast<int>(sizeof(float4)) * 128 *
            (Shape::kPassRows / 8);
   }
-  __device__ __forceinline__ X& x(int slot) {
-    if constexpr (Shape::kRaised) {
-      return rings.slots[slot].x;
-    } else {
-      return rings.x[slot];
-    }
-  }
-  __device__ __forceinline__ Weights& weights(int slot) {
-    if constexpr (Shape::kRaised) {
-      return rings.slots[slot].weights;
-    } else {
-      return rings.weights[slot];
-    }
-  }
-  __device__ __forceinline__ Parameters& parameters(int slot) {
-    if constexpr (Shape::kRaised) {
-      return rings.slots[slot].parameters;
-    } else {
-      return rings.parameters[slot];
-    }
-  }
   __device__ __forceinline__ std::uint64_t* weights_full_of(int slot) {
     return Shape::kOneRing ? &x_full[slot] : &weights_full[slot];
   }
@@ -189,10 +180,23 @@ __device__ __forceinline__ int swizzled_piece(int row, int piece) {
   return piece ^ (row % 8);
 }
 
-/// Columns whose products kRaised adds up before scales and zeros see them: a group, or what a
-/// stage has of it; at most 128.
-__device__ __forceinline__ int columns_of_sum(const ForwardArguments& args) {
-  return 1 << min(args.group_shift, 7);
+/// function<steps>() with the k-steps whose products kRaised adds up before scales and zeros see
+/// them: those of a group, or of 128 columns.
+template <bool kGeneral, class Function>
+__device__ __forceinline__ void with_sum_steps(const ForwardArguments& args, Function function) {
+  switch (args.group_shift) {
+    case 4:  // only kGeneral has such groups
+      if constexpr (kGeneral) function.template operator()<1>();
+      break;
+    case 5:
+      function.template operator()<2>();
+      break;
+    case 6:
+      function.template operator()<4>();
+      break;
+    default:
+      function.template operator()<8>();
+  }
 }
 
 /// Barriers of parts of the CTA (0 is __syncthreads).

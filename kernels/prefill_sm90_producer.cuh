@@ -12,9 +12,9 @@
 
 namespace mpq::kernels {
 
-/// Fills the rings. Its warps have a ring each, because the instructions for all of them, one after
+/// Fills the rings. Its warps share the work, because the instructions for all of them, one after
 /// the other, take a warp longer than the consumers need for a stage. Where x's rows are not for
-/// TMA, the whole warpgroup copies x.
+/// TMA, those that bring x copy it.
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
 class PrefillProducer {
  public:
@@ -82,7 +82,7 @@ class PrefillProducer {
     constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
     std::uint64_t* full = storage_.weights_full_of(slot);
     ptx::mbarrier_arrive_expect_tx(full, Shape::kWeightBytes);
-    ptx::cp_async_bulk_tensor_3d(storage_.weights(slot), &args_.weights, 0,
+    ptx::cp_async_bulk_tensor_3d(storage_.rings.weights(slot), &args_.weights, 0,
                                  (tile.chunk_begin + chunk) * kKiBPerChunk,
                                  tile.n0 / Shape::Layout::kBlockN, full);
   }
@@ -169,7 +169,7 @@ class PrefillProducer {
         }
         const int rows = max(Shape::kStageK >> shift, 1);
         ptx::mbarrier_arrive_expect_tx(full, rows * (scale_bytes + zero_bytes));
-        auto& to = storage_.parameters(slot);
+        auto& to = storage_.rings.parameters(slot);
 #pragma unroll 1
         for (int row = 0; row < rows; ++row) {
           ptx::cp_async_bulk(to.scales[row], scales, scale_bytes, full);
@@ -196,7 +196,7 @@ class PrefillProducer {
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_arrive_expect_tx(full, rows * Shape::kStageK * 2);
 #pragma unroll
-      for (auto& part : storage_.x(slot)) {
+      for (auto& part : storage_.rings.x(slot)) {
         if (box > 0 && (Shape::kFewRows || args_.multicast == 1)) {
           ptx::cp_async_bulk_tensor_2d(part, map, k, tile.m0, full);
         } else if (box > 0) {
@@ -210,26 +210,16 @@ class PrefillProducer {
 
   // Sums of x for RaisedConsumer, of the odd slots or of the others.
   __device__ __forceinline__ void sum_x(const TileWalk<WBits, C>& tile, bool odd) {
-    switch (columns_of_sum(args_.forward)) {
-      case 16:  // only kGeneral has such groups
-        if constexpr (kGeneral) sum_x_by<1>(tile, odd);
-        break;
-      case 32:
-        sum_x_by<2>(tile, odd);
-        break;
-      case 64:
-        sum_x_by<4>(tile, odd);
-        break;
-      default:
-        sum_x_by<8>(tile, odd);
-    }
+    with_sum_steps<kGeneral>(args_.forward,
+                             [&]<int kSumSteps>() { sum_x_by<kSumSteps>(tile, odd); });
   }
 
-  // Products of x, as it lies in a slot, 16 rows at a time, and a matrix whose first columns are
-  // minus the offsets and minus one. Two sums in turn: each product would wait for the one before.
+  // Products of x, as it lies in a slot, and a matrix whose first columns are minus the offsets and
+  // minus one. Two sums in turn: each product would wait for the one before.
   template <int kSumSteps>
   __device__ __forceinline__ void sum_x_by(const TileWalk<WBits, C>& tile, bool odd) {
     using Raised = RaisedCodes<WBits, T>;
+    static_assert(C.tile_m == 16);  // those of a product
     constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
     constexpr int kChains = kSumSteps < 2 ? 1 : 2;
     constexpr int kSpan = 8;  // steps at a time
@@ -251,31 +241,28 @@ class PrefillProducer {
       ptx::mbarrier_wait(&storage_.x_full[slot], x_cursor_.phase);
 #pragma unroll
       for (int begin = 0; begin < Shape::kStageSteps; begin += kSpan) {
+        float sums[kSpan / kSumSteps][kChains][4] = {};
 #pragma unroll
-        for (int m = 0; m < C.tile_m; m += 16) {
-          float sums[kSpan / kSumSteps][kChains][4] = {};
-#pragma unroll
-          for (int step = begin; step < begin + kSpan; ++step) {
-            const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
-            std::uint32_t x[4];
-            ptx::ldmatrix_x4(x, &storage_.x(slot)[step / kPartSteps][m + row][8 * piece]);
-            const std::uint32_t constant = constants[step % kSumSteps % Raised::kSteps];
-            ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
-                                 constant);
-          }
-          if (lane % 4 == 0) {
-#pragma unroll
-            for (int i = 0; i < kSpan / kSumSteps; ++i) {
-              float(&s)[kChains][4] = sums[i];
-#pragma unroll
-              for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
-              float2* to = storage_.rings.slots[slot].x_sums[begin / kSumSteps + i] + m + lane / 4;
-              to[0] = {s[0][0], s[0][1]};
-              to[8] = {s[0][2], s[0][3]};
-            }
-          }
-          __syncwarp();
+        for (int step = begin; step < begin + kSpan; ++step) {
+          const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
+          std::uint32_t x[4];
+          ptx::ldmatrix_x4(x, &storage_.rings.x(slot)[step / kPartSteps][row][8 * piece]);
+          const std::uint32_t constant = constants[step % kSumSteps % Raised::kSteps];
+          ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
+                               constant);
         }
+        if (lane % 4 == 0) {
+#pragma unroll
+          for (int i = 0; i < kSpan / kSumSteps; ++i) {
+            float(&s)[kChains][4] = sums[i];
+#pragma unroll
+            for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
+            float2* to = storage_.rings.slots[slot].x_sums[begin / kSumSteps + i] + lane / 4;
+            to[0] = {s[0][0], s[0][1]};
+            to[8] = {s[0][2], s[0][3]};
+          }
+        }
+        __syncwarp();
       }
       if (lane == 0) ptx::mbarrier_arrive(&storage_.x_summed[slot]);
     }
@@ -285,7 +272,7 @@ class PrefillProducer {
     int k = tile.chunk_begin * Shape::kChunkK;
     for_each_stage(tile, [&](int slot) {
 #pragma unroll 1
-      for (auto& part : storage_.x(slot)) {
+      for (auto& part : storage_.rings.x(slot)) {
         copy_part(part, tile.m0, k);
         k += Shape::kSwizzledK;
       }

@@ -26,8 +26,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   __device__ __forceinline__ RaisedConsumer(const HopperPrefillArguments& args, Storage& storage,
                                             int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first),
-        x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.x(0))),
-        words_at_(at(storage.weights(0)[column_ * kTiles][0][warp_][lane_])),
+        x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x(0))),
+        words_at_(at(storage.rings.weights(0)[column_ * kTiles][0][warp_][lane_])),
         x_sums_at_(at(storage.rings.slots[0].x_sums[0][2 * (lane_ % 4)])) {
     cursor_.slot = phase_;
   }
@@ -35,19 +35,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
     this->clear_sums();
-    switch (columns_of_sum(args_)) {
-      case 16:  // only kGeneral has such groups
-        if constexpr (kGeneral) multiply_by<1>(tile);
-        break;
-      case 32:
-        multiply_by<2>(tile);
-        break;
-      case 64:
-        multiply_by<4>(tile);
-        break;
-      default:
-        multiply_by<8>(tile);
-    }
+    with_sum_steps<kGeneral>(args_, [&]<int kSumSteps>() { multiply_by<kSumSteps>(tile); });
   }
 
  private:
@@ -249,11 +237,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   // Descriptor of a step's columns of x, `step` steps behind the stage's step `first`.
   __device__ __forceinline__ std::uint64_t x_of(int slot, int first, int step) const {
-    constexpr int kPartBytes = C.tile_m * Shape::kSwizzledK * 2;
-    constexpr int kPartSteps = Shape::kSwizzledK / Layout::kStepK;
-    const int in_part = first % kPartSteps + step;
-    const int at = (first / kPartSteps + in_part / kPartSteps) * kPartBytes +
-                   in_part % kPartSteps * Layout::kStepK * 2;
+    const int in_part = first % (Shape::kSwizzledK / Layout::kStepK);
+    const int at = Shape::x_bytes(first - in_part) + Shape::x_bytes(in_part + step);
     return x_descriptor_ + static_cast<std::uint32_t>(slot) * (Storage::kXPitch >> 4) +
            static_cast<std::uint32_t>(at >> 4);
   }

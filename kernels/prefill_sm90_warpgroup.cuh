@@ -143,7 +143,7 @@ class PrefillWarpgroup {
   };
   // From row `row` of a slot, for strip t.
   __device__ __forceinline__ StoredParameters stored_parameters(int slot, int row, int t) const {
-    const auto& from = storage_.parameters(slot);
+    const auto& from = storage_.rings.parameters(slot);
     const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
     const auto at = static_cast<int>(parameter_position(channel));
     using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;

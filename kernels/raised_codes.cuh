@@ -1,7 +1,6 @@
 #pragma once
 // Codes as 16-bit floats with a known number added: one LOP3 a pair.
 
-#include <bit>
 #include <cstdint>
 
 #include "dequant.cuh"
@@ -24,14 +23,18 @@ requires(WBits <= 4) struct RaisedCodes {
     const int shift = shift_of(step);
     const std::uint32_t shifted = shift < 0 ? word << -shift : word >> shift;
     const std::uint32_t mask = ((1u << WBits) - 1) * 0x00010001u;
-    return ptx::lop3_and_or(shifted, mask << position_of(step), pair_of(offset(step)));
+    return ptx::lop3_and_or(shifted, mask << position_of(step),
+                            pair_of_power<T>(log2_offset(step)));
   }
 
-  /// What a k-step's codes are raised by, negative and as a pair.
-  static constexpr std::uint32_t minus_offset(int step) { return pair_of(-offset(step)); }
-  static constexpr std::uint32_t minus_one() { return pair_of(-1.f); }
+  /// Minus what a k-step's codes are raised by, as a pair.
+  static constexpr std::uint32_t minus_offset(int step) {
+    return kMinus | pair_of_power<T>(log2_offset(step));
+  }
+  static constexpr std::uint32_t minus_one() { return kMinus | pair_of_power<T>(0); }
 
  private:
+  static constexpr std::uint32_t kMinus = 0x80008000u;
   static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits;
 
   // By how much the word is shifted right: a few amounts, so that most shifts are shared, and codes
@@ -48,17 +51,7 @@ requires(WBits <= 4) struct RaisedCodes {
     }
   }
   static constexpr int position_of(int step) { return WBits * step - shift_of(step); }
-  static constexpr float offset(int step) {
-    return static_cast<float>(1 << (kMantissaBits - position_of(step)));
-  }
-  // A number that needs no rounding, twice.
-  static constexpr std::uint32_t pair_of(float value) {
-    const auto bits = std::bit_cast<std::uint32_t>(value);
-    constexpr auto kRebias = static_cast<std::uint32_t>(127 - Half2Of<T>::kBias);
-    const std::uint32_t half =
-        (bits >> 31) << 15 | ((bits & 0x7fffffffu) - (kRebias << 23)) >> (23 - kMantissaBits);
-    return half * 0x00010001u;
-  }
+  static constexpr int log2_offset(int step) { return kMantissaBits - position_of(step); }
 };
 
 }  // namespace mpq::kernels

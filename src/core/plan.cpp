@@ -83,6 +83,7 @@ Prefill choose_prefill(const Problem& problem, const DeviceTraits& device,
     if (config.isa != Isa::sm90a) continue;
     if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
     if (config.tile_m >= 4 * std::max<std::int64_t>(problem.m, 8)) continue;  // mostly empty
+    // Only swept so.
     if (config.tile_n > 256 && !multiplies_raised_codes(config, problem.bits)) continue;
     const Candidate candidate = best_cluster(config, problem, device, options);
     if (candidate.cycles < best.cycles) best = {candidate, i};
