@@ -2,7 +2,7 @@
 // Prefill on Hopper: many batch rows, y^T = W x^T on wgmma. Weights are operand A from registers,
 // dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b); x is
 // operand B, brought by TMA into swizzled shared memory. With up to 16 rows and 4 bits operand A is
-// codes, raised (raised_codes.cuh), and scales and zeros are for the sums of a group.
+// codes, raised (raised_codes.cuh), of mma.sync, and scales and zeros are for the sums of a group.
 //
 // A CTA is a producer warpgroup, whose warps have a ring in shared memory each to fill, and two to
 // four consumer warpgroups, each with its share of the tile's channels and all of its batch rows. K
@@ -40,26 +40,40 @@
 
 namespace mpq::kernels {
 
+/// The first lane of each warp of the producer has a share, for it takes a while.
 template <int WBits, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void initialise_barriers(
     const HopperPrefillArguments& args, HopperPrefillStorage<WBits, C, kGeneral>& storage) {
   using Shape = HopperPrefillShape<WBits, C>;
-  constexpr int kConsumerWarps = 4 * Shape::kConsumersN;
   using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
-  for (int i = 0; i < Storage::kStages; ++i) {
-    ptx::mbarrier_init(&storage.x_full[i], Shape::kOneRing ? 3 : 2);  // warps of the producer
-    ptx::mbarrier_init(&storage.x_empty[i], kConsumerWarps * args.multicast);
-    if constexpr (Shape::kRaised) ptx::mbarrier_init(&storage.x_summed[i], 1);
+  constexpr int kConsumerWarps = 4 * Shape::kConsumersN;
+  const auto thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    for (auto& full : storage.x_full) {
+      ptx::mbarrier_init(&full, Shape::kOneRing && !Shape::kRaised ? 3 : 2);  // who brings what
+    }
+  } else if (thread == 32) {
+    for (auto& empty : storage.x_empty) ptx::mbarrier_init(&empty, kConsumerWarps * args.multicast);
+  } else if (thread == 64) {
+    for (int i = 0; Shape::kRaised && i < Storage::kStages; ++i) {
+      ptx::mbarrier_init(&storage.x_summed[i], 1);
+    }
+    for (int i = 0; !Shape::kOneRing && i < Storage::kWeightStages; ++i) {
+      ptx::mbarrier_init(&storage.weights_full[i], 1);
+      ptx::mbarrier_init(&storage.weights_empty[i], kConsumerWarps);
+    }
+  } else if (thread == 96) {
+    ptx::prefetch_tensormap(&args.x);
+    ptx::prefetch_tensormap(&args.weights);
+    ptx::mbarrier_init(&storage.sums_arrived, 1);
+  } else {
+    return;
   }
-  for (int i = 0; i < Storage::kWeightStages; ++i) {
-    ptx::mbarrier_init(&storage.weights_full[i], 1);
-    ptx::mbarrier_init(&storage.weights_empty[i], kConsumerWarps);
-  }
-  ptx::mbarrier_init(&storage.sums_arrived, 1);
   ptx::fence_mbarrier_init();
-  if (args.split > 1) {  // once: the cluster has one tile
-    const int slice = static_cast<int>(blockIdx.x) % (args.multicast * args.split) / args.multicast;
-    ptx::mbarrier_arrive_expect_tx(&storage.sums_arrived, Storage::inbox_bytes(slice, args.split));
+  if (thread == 96 && args.split > 1) {  // once: the cluster has one tile
+    const int rank = ptx::cluster_rank();
+    ptx::mbarrier_arrive_expect_tx(
+        &storage.sums_arrived, Storage::inbox_bytes(args, args.multicast == 2 ? rank / 2 : rank));
   }
 }
 
@@ -111,11 +125,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
   // The same for all lanes of a warp, and known to be.
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
 
-  if (threadIdx.x == 0) {
-    ptx::prefetch_tensormap(&args.x);
-    ptx::prefetch_tensormap(&args.weights);
-    initialise_barriers<WBits, C, kGeneral>(args, storage);
-  }
+  initialise_barriers<WBits, C, kGeneral>(args, storage);
   __syncthreads();
   if (args.multicast > 1) {  // neighbours write here
     ptx::barrier_cluster_arrive();

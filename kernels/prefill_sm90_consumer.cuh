@@ -25,7 +25,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   __device__ __forceinline__ PrefillConsumer(const HopperPrefillArguments& args, Storage& storage,
                                              int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first),
-        x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x(0))),
+        x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x[0])),
         group_mask_((1u << args.forward.group_shift) - 1u),
         small_groups_(group_mask_ < Shape::kStageK - 1) {
     x_cursor_.slot = phase_;
@@ -124,7 +124,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int b = 0; b < Shape::kBlocksPerChunk; ++b) {
-        words_[t][b] = storage_.rings.weights(slot)[column_ * kTiles + t][b][warp_][lane_];
+        words_[t][b] = storage_.rings.weights[slot][column_ * kTiles + t][b][warp_][lane_];
       }
     }
   }
@@ -226,7 +226,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   template <int kGroup>
   __device__ __forceinline__ void multiply_group(int slot) {
     const std::uint64_t x =
-        x_descriptor_ + static_cast<std::uint32_t>(slot) * (Storage::kXPitch >> 4);
+        x_descriptor_ + static_cast<std::uint32_t>(slot) * (sizeof(typename Storage::X) >> 4);
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Shape::kGroupSteps; ++i) {

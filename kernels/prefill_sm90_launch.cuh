@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "launch.cuh"
@@ -21,10 +22,10 @@ struct HopperPrefillLaunch {
       sizeof(HopperPrefillStorage<WBits, kConfig, kGeneral>);
   static_assert(kSharedBytes<false> <= 227 << 10 && kSharedBytes<true> <= 227 << 10);
 
-  static cudaError_t prepare(int) {
+  static cudaError_t prepare(int most_shared_bytes) {
     if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
-    const cudaError_t status = allow_shared<false>();
-    return status != cudaSuccess ? status : allow_shared<true>();
+    const cudaError_t status = allow_shared<false>(most_shared_bytes);
+    return status != cudaSuccess ? status : allow_shared<true>(most_shared_bytes);
   }
 
   static cudaError_t launch(const ForwardArguments& args, const Launch& launch) {
@@ -36,6 +37,10 @@ struct HopperPrefillLaunch {
     full.x_by_tma = aligned;
     full.multicast = aligned ? launch.multicast : 1;
     full.split = launch.cluster / launch.multicast;
+    const int chunks = args.k_padded / Shape::kChunkK;
+    full.slice_chunks = chunks / full.split;
+    full.longer_slices = chunks % full.split;
+    full.split_reciprocal = (1 << 16) / full.split + 1;
     full.exchanges = full.split > 1 || Shape::kPhases > 1;
     full.tiles_n = static_cast<int>(launch.grid_n) / full.multicast;
     full.tiles_m = static_cast<int>(launch.grid_m);
@@ -58,16 +63,15 @@ struct HopperPrefillLaunch {
 
  private:
   template <bool kGeneral>
-  static cudaError_t allow_shared() {
+  static cudaError_t allow_shared(int most_shared_bytes) {
     return cudaFuncSetAttribute(prefill_sm90<WBits, T, Row, kGeneral>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(kSharedBytes<kGeneral>));
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes);
   }
 
   template <bool kGeneral>
   static cudaError_t start(const HopperPrefillArguments& args, const Launch& grid) {
     return launch_kernel(prefill_sm90<WBits, T, Row, kGeneral>, dim3(grid.grid_n), Shape::kThreads,
-                         kSharedBytes<kGeneral>, grid, args);
+                         std::max(kSharedBytes<kGeneral>, grid.shared_bytes), grid, args);
   }
 
   // Rows past the end take TMA longer than others, though it only fills them with zeros. So a tile

@@ -4,13 +4,14 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "arguments.hpp"
 #include "dequant.cuh"
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"
+#include "ptx/cluster.cuh"
 
 namespace mpq::kernels {
 
@@ -22,13 +23,21 @@ struct HopperPrefillArguments {
   ForwardArguments forward;
   int tiles_n, tiles_m;  ///< tiles of a cluster (multicast * tile_n channels) and of tile_m rows
   int multicast, split;  ///< CTAs of a cluster
-  int first_channel;     ///< of the first tile
-  int x_rows;            ///< of a box of x
-  bool exchanges;        ///< sums of slices and phases are added up; a cluster then has one tile
-  bool followed;         ///< by a launch that computes other channels of the same y, and only
-  bool follows;          ///< begins when the kernels before this one have ended: such a launch
-  bool x_by_tma;         ///< else x's rows are not 16-byte aligned, and multicast is 1
+  // Divided on the host, where it costs nothing:
+  int slice_chunks, longer_slices;  ///< chunks of a slice of K; so many slices have one more
+  int split_reciprocal;             ///< of split, times 2^16, and a little more
+  int first_channel;                ///< of the first tile
+  int x_rows;                       ///< of a box of x
+  bool exchanges;  ///< sums of slices and phases are added up; a cluster then has one tile
+  bool followed;   ///< by a launch that computes other channels of the same y, and only
+  bool follows;    ///< begins when the kernels before this one have ended: such a launch
+  bool x_by_tma;   ///< else x's rows are not 16-byte aligned, and multicast is 1
 };
+
+/// number / split, for small numbers.
+__device__ __forceinline__ int over_split(const HopperPrefillArguments& args, int number) {
+  return number * args.split_reciprocal >> 16;
+}
 
 /// Slices of K at most: CTAs of a cluster.
 inline constexpr int kMostSlices = 8;
@@ -65,16 +74,17 @@ struct HopperPrefillShape {
   static constexpr int kThreads = 128 * (1 + kConsumers);
   static constexpr int kStrips = C.tile_n / Layout::kBlockN;  // of the CTA
   static constexpr int kTiles = kStrips / kConsumersN;        // of 64 channels, per consumer
-  static constexpr int kPassRows = kFewRows ? 16 : 32;  // batch rows that a consumer writes at once
+  // Batch rows that a consumer writes at once.
+  static constexpr int kPassRows = kFewRows ? std::min(C.tile_m, 16) : 32;
   static constexpr int kPasses = C.tile_m / kPassRows;
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
   static constexpr int kLaunchRegisters = 65536 / C.ctas_per_sm / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = !kRaised ? 40 : C.ctas_per_sm == 2 ? 48 : 56;
-  static constexpr int kConsumerRegisters = C.ctas_per_sm == 2 ? 96
+  static constexpr int kProducerRegisters = kRaised ? 64 : 40;
+  static constexpr int kConsumerRegisters = C.ctas_per_sm == 2 ? (kRaised ? 88 : 96)
                                             : kConsumers == 2  ? 232
-                                            : kConsumers == 3  ? 152
+                                            : kConsumers == 3  ? (kRaised ? 144 : 152)
                                                                : 104;
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
@@ -106,23 +116,15 @@ struct HopperPrefillStorage {
   /// [64 columns each][row][column]
   using X = std::uint16_t[Shape::kStageK / Shape::kSwizzledK][C.tile_m][Shape::kSwizzledK];
   using Weights = uint4[Shape::kStrips][Shape::kBlocksPerChunk][4][32];
-  /// Of each row of x and each group's part in a stage: minus the sum of x times offsets, minus the
-  /// sum of x.
-  using XSums = float2[kParameterRows][C.tile_m];
-  /// kRaised: all of a stage.
-  struct alignas(1024) Slot {
-    X x;
-    Weights weights;
-    Parameters parameters;
-    alignas(16) XSums x_sums;
-  };
+  /// kRaised: of each row of x and each group's part in a stage, minus the sum of x times offsets
+  /// and minus the sum of x.
+  using XSums = float2[kParameterRows][Shape::kRaised ? C.tile_m : 1];
   /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
   static constexpr int kStages = [] {
     constexpr int kRoom = (228 << 10) / C.ctas_per_sm - (1 << 10) - 2048 - kYBytes;
     int stages = C.stages;
     const auto bytes = [&] {
-      if (Shape::kRaised) return stages * static_cast<int>(sizeof(Slot));
-      return stages * static_cast<int>(sizeof(X) + sizeof(Parameters)) +
+      return stages * static_cast<int>(sizeof(X) + sizeof(Parameters) + sizeof(XSums)) +
              weight_stages(stages) * Shape::kWeightBytes;
     };
     while (bytes() > kRoom) --stages;
@@ -130,29 +132,18 @@ struct HopperPrefillStorage {
   }();
   static constexpr int kWeightStages = weight_stages(kStages);
   static_assert(kStages >= 2 && kWeightStages >= 2);
-  struct Slots {
-    Slot slots[kStages];
-    __device__ __forceinline__ X& x(int slot) { return slots[slot].x; }
-    __device__ __forceinline__ Weights& weights(int slot) { return slots[slot].weights; }
-    __device__ __forceinline__ Parameters& parameters(int slot) { return slots[slot].parameters; }
+  struct Rings {
+    alignas(1024) X x[kStages];
+    alignas(128) Weights weights[kWeightStages];
+    Parameters parameters[kStages];  // in step with x
+    alignas(16) XSums x_sums[kStages];
   };
-  struct Parts {
-    alignas(1024) X all_x[kStages];
-    alignas(128) Weights all_weights[kWeightStages];
-    Parameters all_parameters[kStages];  // in step with x
-    __device__ __forceinline__ X& x(int slot) { return all_x[slot]; }
-    __device__ __forceinline__ Weights& weights(int slot) { return all_weights[slot]; }
-    __device__ __forceinline__ Parameters& parameters(int slot) { return all_parameters[slot]; }
-  };
-  using Rings = std::conditional_t<Shape::kRaised, Slots, Parts>;
-  /// From one slot's x to the next one's.
-  static constexpr int kXPitch = Shape::kRaised ? sizeof(Slot) : sizeof(X);
   /// The sums of a slice of K travel by pass and 64 channels: a unit.
   static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
   union {
     Rings rings;
     // Of the units that this CTA adds up, from each slice of K: fragments, four floats a thread.
-    float4 inbox[(kUnits + kMostSlices - 1) * Shape::kPhases][Shape::kPassRows / 8][128];
+    float4 inbox[kUnits + kMostSlices * Shape::kPhases - 1][Shape::kPassRows / 8][128];
   };
   /// Part of y on its way out: 16-byte pieces permuted as in x.
   alignas(128) std::uint16_t y[Shape::kConsumers][Shape::kPassRows][Shape::Layout::kBlockN];
@@ -161,11 +152,13 @@ struct HopperPrefillStorage {
   std::uint64_t x_summed[kStages];  ///< kRaised: the slot is full, and x_sums are there
   std::uint64_t weights_full[kWeightStages], weights_empty[kWeightStages];  // but for kOneRing
 
-  /// Bytes that come into the inbox of slice `slice` of `split`.
-  static __device__ __forceinline__ int inbox_bytes(int slice, int split) {
-    const int units = (kUnits - slice + split - 1) / split;  // every split-th
-    return units * (split * Shape::kPhases - 1) * static_cast<int>(sizeof(float4)) * 128 *
-           (Shape::kPassRows / 8);
+  /// Bytes that come into the inbox of slice `slice`.
+  static __device__ __forceinline__ int inbox_bytes(const HopperPrefillArguments& args, int slice) {
+    static_assert(kUnits % Shape::kPhases == 0);
+    const int split = args.split;
+    const int units =  // of each phase every split-th
+        over_split(args, kUnits / Shape::kPhases - slice + split - 1) * Shape::kPhases;
+    return units * (split - 1) * static_cast<int>(sizeof(float4)) * 128 * (Shape::kPassRows / 8);
   }
   __device__ __forceinline__ std::uint64_t* weights_full_of(int slot) {
     return Shape::kOneRing ? &x_full[slot] : &weights_full[slot];
@@ -229,16 +222,14 @@ class TileWalk {
   int slice;
 
   __device__ __forceinline__ explicit TileWalk(const HopperPrefillArguments& args) : args_(args) {
-    const int cluster = args.multicast * args.split;
-    const int rank = static_cast<int>(blockIdx.x) % cluster;
-    slice = rank / args.multicast;
-    const int chunks = args.forward.k_padded / Shape::kChunkK;
-    member = rank % args.multicast;
+    const int rank = ptx::cluster_rank();
+    slice = args.multicast == 2 ? rank / 2 : rank;
+    member = args.multicast == 2 ? rank % 2 : 0;
     leader = rank - member;
-    chunk_begin = chunks * slice / args.split;
-    chunk_count = chunks * (slice + 1) / args.split - chunk_begin;
-    tile_ = static_cast<int>(blockIdx.x) / cluster;
-    step_ = static_cast<int>(gridDim.x) / cluster;
+    chunk_begin = args.slice_chunks * slice + min(slice, args.longer_slices);
+    chunk_count = args.slice_chunks + (slice < args.longer_slices ? 1 : 0);
+    tile_ = ptx::cluster_index();
+    step_ = ptx::cluster_count();
     locate();
   }
   __device__ __forceinline__ bool valid() const { return tile_ < args_.tiles_n * args_.tiles_m; }
@@ -254,6 +245,11 @@ class TileWalk {
   static constexpr int kGroupTiles = kGroupRows / C.tile_m;
 
   __device__ __forceinline__ void locate() {
+    if (args_.tiles_m == 1) {  // divisions would take longer than what follows
+      m0 = 0;
+      n0 = args_.first_channel + (tile_ * args_.multicast + member) * C.tile_n;
+      return;
+    }
     const int group = tile_ / (kGroupTiles * args_.tiles_n);
     const int in_group = tile_ - group * kGroupTiles * args_.tiles_n;
     const int rows = min(args_.tiles_m - group * kGroupTiles, kGroupTiles);

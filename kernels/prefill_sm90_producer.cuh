@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "prefill_sm90_parts.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
@@ -27,22 +28,21 @@ class PrefillProducer {
   /// One warp's work on all tiles, one after the other.
   __device__ __forceinline__ void run() {
     const int warp = __shfl_sync(0xffffffffu, thread_ / 32, 0);
-    const bool first_lane = thread_ % 32 == 0;
     if (warp == kParametersWarp) {
-      if (first_lane) for_each_tile([&](const auto& tile) { load_parameters(tile); });
+      if (ptx::elect_one()) for_each_tile([&](const auto& tile) { load_parameters(tile); });
     } else if (Shape::kRaised && warp != kXWarp) {
       if constexpr (Shape::kRaised) {
         for_each_tile([&](const auto& tile) { sum_x(tile, warp == kSecondSumsWarp); });
       }
     } else if (!Shape::kRaised && warp == kWeightsWarp) {
-      if (first_lane) for_each_tile([&](const auto& tile) { load_weights(tile); });
+      if (ptx::elect_one()) for_each_tile([&](const auto& tile) { load_weights(tile); });
     } else if (args_.x_by_tma) {
-      if (warp == kXWarp && first_lane) {
-        if constexpr (!Shape::kRaised) wait_for_x();
+      if (warp == kXWarp && ptx::elect_one()) {
+        wait_for_x();
         for_each_tile([&](const auto& tile) { load_x(tile); });
       }
     } else {
-      if constexpr (!Shape::kRaised) wait_for_x();
+      wait_for_x();
       for_each_tile([&](const auto& tile) { copy_x(tile); });
     }
     __syncwarp();
@@ -50,7 +50,7 @@ class PrefillProducer {
 
  private:
   // Who does what. Where x has to be summed, for kRaised, two warps do it, in every other slot
-  // each, and the weights come with x.
+  // each, and the weights come with their parameters.
   static constexpr int kXWarp = 0, kParametersWarp = 2, kWeightsWarp = 3, kSecondSumsWarp = 3;
   static constexpr int kXThreads = Shape::kRaised ? 32 : 64;  // that copy x where TMA cannot
 
@@ -72,44 +72,29 @@ class PrefillProducer {
     for (int chunk = 0; chunk < tile.chunk_count; ++chunk) {
       const int slot = weights_cursor_.slot;
       ptx::mbarrier_wait(storage_.weights_empty_of(slot), weights_cursor_.phase ^ 1u);
-      load_chunk(tile, chunk, slot);
+      ptx::mbarrier_arrive_expect_tx(storage_.weights_full_of(slot), Shape::kWeightBytes);
+      copy_chunk(tile, tile.chunk_begin + chunk, slot);
       weights_cursor_.advance();
     }
   }
 
-  // Weights of a chunk of the tile's slice, into a slot that is empty.
-  __device__ __forceinline__ void load_chunk(const TileWalk<WBits, C>& tile, int chunk, int slot) {
+  // A chunk of the tile's weights, into a slot that is empty and expects them.
+  __device__ __forceinline__ void copy_chunk(const TileWalk<WBits, C>& tile, int chunk, int slot) {
     constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
-    std::uint64_t* full = storage_.weights_full_of(slot);
-    ptx::mbarrier_arrive_expect_tx(full, Shape::kWeightBytes);
-    ptx::cp_async_bulk_tensor_3d(storage_.rings.weights(slot), &args_.weights, 0,
-                                 (tile.chunk_begin + chunk) * kKiBPerChunk,
-                                 tile.n0 / Shape::Layout::kBlockN, full);
+    ptx::cp_async_bulk_tensor_3d(storage_.rings.weights[slot], &args_.weights, 0,
+                                 chunk * kKiBPerChunk, tile.n0 / Shape::Layout::kBlockN,
+                                 storage_.weights_full_of(slot));
   }
 
-  // For each stage of x of the tile, its slot being empty: function(slot). With kRaised the weights
-  // are brought, too; the first of them do not wait for x.
+  // For each stage of x of the tile, its slot being empty: function(slot).
   template <class Function>
   __device__ __forceinline__ void for_each_stage(const TileWalk<WBits, C>& tile,
                                                  Function function) {
     const int stages = tile.chunk_count * Shape::kStagesPerChunk;
-    int ahead = 0;
-    if (Shape::kRaised && !x_is_there_) {
-      ahead = min(stages, Storage::kStages);
-      if (thread_ == 0) {
-#pragma unroll 1
-        for (int chunk = 0; chunk < ahead; ++chunk) load_chunk(tile, chunk, chunk);
-      }
-      wait_for_x();
-      x_is_there_ = true;
-    }
 #pragma unroll 1
     for (int stage = 0; stage < stages; ++stage) {
       const int slot = x_cursor_.slot;
-      if (stage >= ahead) {
-        ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
-        if (Shape::kRaised && thread_ == 0) load_chunk(tile, stage, slot);
-      }
+      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
       function(slot);
       x_cursor_.advance();
     }
@@ -138,7 +123,8 @@ class PrefillProducer {
 
   static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
 
-  // The parameters of groups that begin in a stage or, with the slice, before it.
+  // The parameters of groups that begin in a stage or, with the slice, before it; with kRaised the
+  // weights, too.
   __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
     const ForwardArguments& args = args_.forward;
     const std::uint32_t begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
@@ -161,15 +147,16 @@ class PrefillProducer {
       ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
       // Where consumers see but some of the stages, or ask at every one, each brings what it needs.
       const bool begins = k == begin || (k & group_mask) == 0u;
-      if ((!begins && !kEveryStage) || channels == 0) {
-        ptx::mbarrier_arrive(full);
-      } else {
+      const bool needed = (begins || kEveryStage) && channels > 0;
+      const int rows = needed ? max(Shape::kStageK >> shift, 1) : 0;
+      ptx::mbarrier_arrive_expect_tx(
+          full, rows * (scale_bytes + zero_bytes) + (Shape::kRaised ? Shape::kWeightBytes : 0));
+      if constexpr (Shape::kRaised) copy_chunk(tile, static_cast<int>(k / Shape::kChunkK), slot);
+      if (needed) {
         if (!begins) {
           scales -= rows_of_scales.pitch, zeros -= rows_of_zeros.pitch;
         }
-        const int rows = max(Shape::kStageK >> shift, 1);
-        ptx::mbarrier_arrive_expect_tx(full, rows * (scale_bytes + zero_bytes));
-        auto& to = storage_.rings.parameters(slot);
+        auto& to = storage_.rings.parameters[slot];
 #pragma unroll 1
         for (int row = 0; row < rows; ++row) {
           ptx::cp_async_bulk(to.scales[row], scales, scale_bytes, full);
@@ -196,7 +183,7 @@ class PrefillProducer {
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_arrive_expect_tx(full, rows * Shape::kStageK * 2);
 #pragma unroll
-      for (auto& part : storage_.rings.x(slot)) {
+      for (auto& part : storage_.rings.x[slot]) {
         if (box > 0 && (Shape::kFewRows || args_.multicast == 1)) {
           ptx::cp_async_bulk_tensor_2d(part, map, k, tile.m0, full);
         } else if (box > 0) {
@@ -219,12 +206,12 @@ class PrefillProducer {
   template <int kSumSteps>
   __device__ __forceinline__ void sum_x_by(const TileWalk<WBits, C>& tile, bool odd) {
     using Raised = RaisedCodes<WBits, T>;
-    static_assert(C.tile_m == 16);  // those of a product
+    static_assert(C.tile_m <= 16);  // those of a product
     constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
     constexpr int kChains = kSumSteps < 2 ? 1 : 2;
     constexpr int kSpan = 8;  // steps at a time
     const int lane = thread_ % 32;
-    const int row = lane % 16;  // whose piece the lane reads for ldmatrix
+    const int row = lane % C.tile_m;  // whose piece the lane reads for ldmatrix
     // Of a k-step's columns, this lane's share of the matrix: column lane / 4.
     std::uint32_t constants[Raised::kSteps];
 #pragma unroll
@@ -246,7 +233,7 @@ class PrefillProducer {
         for (int step = begin; step < begin + kSpan; ++step) {
           const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
           std::uint32_t x[4];
-          ptx::ldmatrix_x4(x, &storage_.rings.x(slot)[step / kPartSteps][row][8 * piece]);
+          ptx::ldmatrix_x4(x, &storage_.rings.x[slot][step / kPartSteps][row][8 * piece]);
           const std::uint32_t constant = constants[step % kSumSteps % Raised::kSteps];
           ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
                                constant);
@@ -257,9 +244,9 @@ class PrefillProducer {
             float(&s)[kChains][4] = sums[i];
 #pragma unroll
             for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
-            float2* to = storage_.rings.slots[slot].x_sums[begin / kSumSteps + i] + lane / 4;
+            float2* to = storage_.rings.x_sums[slot][begin / kSumSteps + i] + lane / 4;
             to[0] = {s[0][0], s[0][1]};
-            to[8] = {s[0][2], s[0][3]};
+            if constexpr (C.tile_m > 8) to[8] = {s[0][2], s[0][3]};
           }
         }
         __syncwarp();
@@ -272,7 +259,7 @@ class PrefillProducer {
     int k = tile.chunk_begin * Shape::kChunkK;
     for_each_stage(tile, [&](int slot) {
 #pragma unroll 1
-      for (auto& part : storage_.rings.x(slot)) {
+      for (auto& part : storage_.rings.x[slot]) {
         copy_part(part, tile.m0, k);
         k += Shape::kSwizzledK;
       }
@@ -303,7 +290,6 @@ class PrefillProducer {
   const HopperPrefillArguments& args_;
   Storage& storage_;
   int thread_;
-  bool x_is_there_ = false;  // kRaised
   RingCursor<Storage::kStages> x_cursor_;
   RingCursor<Storage::kWeightStages> weights_cursor_;
 };

@@ -3,6 +3,7 @@
 // it is, the parameters of its channels, and its sums, which are added up across slices and phases
 // of K and written as y.
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -26,43 +27,12 @@ class PrefillWarpgroup {
   using Layout = typename Shape::Layout;
   static constexpr int kTiles = Shape::kTiles;
 
-  /// Adds the slices' sums, in their order. Each CTA of the cluster then holds the units that it
-  /// owns.
+  /// Adds up the phases' sums and then the slices', in their order. Each CTA of the cluster then
+  /// holds the units that it owns, and each of its phases some of them.
   __device__ __forceinline__ void reduce() {
     const int thread = place().thread;
-    const bool alone = cluster_.split == 1;
-    // The rings, which become inboxes, have been read.
-    if (alone) {
-      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
-    } else {
-      ptx::barrier_cluster_arrive_relaxed();
-      ptx::barrier_cluster_wait();
-    }
-    for_each_unit([&](int t, int pass) {
-      if (owns(t, pass)) return;
-      auto& inbox = inbox_of(t, pass)[slice_ * Shape::kPhases + phase_];
-      const int owner = unit_of(t, pass) % split();
-#pragma unroll
-      for (int i = 0; i < kPassFragments; ++i) {
-        const float* d = &sums_[t][4 * (pass * kPassFragments + i)];
-        if (alone) {
-          inbox[i][thread] = make_float4(d[0], d[1], d[2], d[3]);
-        } else {
-          const float values[4] = {d[0], d[1], d[2], d[3]};
-          ptx::st_async(&inbox[i][thread].x, values, &storage_.sums_arrived,
-                        owner * cluster_.multicast + member_);
-        }
-      }
-    });
-    // The sums are in their inboxes.
-    if (alone) {
-      ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
-    } else {
-      ptx::mbarrier_wait(&storage_.sums_arrived, 0);
-    }
-    for_each_unit([&](int t, int pass) {
-      if (owns(t, pass)) add_slices(t, pass, thread);
-    });
+    if constexpr (Shape::kPhases > 1) add_phases(thread);
+    if (cluster_.split > 1) add_slices(thread);
   }
 
   /// Writes the CTA's share of the tile, bias added, by way of shared memory: 128 bytes of a row of
@@ -118,9 +88,6 @@ class PrefillWarpgroup {
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
     return {thread, thread / 32, thread % 32};
   }
-  __device__ __forceinline__ int split() const {
-    return Shape::kRaised ? ptx::opaque(cluster_.split) : cluster_.split;
-  }
 
   // Chunks of the tile's slice that this warpgroup sees.
   __device__ __forceinline__ int own_chunks(const TileWalk<WBits, C>& tile) const {
@@ -143,7 +110,7 @@ class PrefillWarpgroup {
   };
   // From row `row` of a slot, for strip t.
   __device__ __forceinline__ StoredParameters stored_parameters(int slot, int row, int t) const {
-    const auto& from = storage_.rings.parameters(slot);
+    const auto& from = storage_.rings.parameters[slot];
     const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
     const auto at = static_cast<int>(parameter_position(channel));
     using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
@@ -190,37 +157,93 @@ class PrefillWarpgroup {
     return (column_ * kTiles + t) * Shape::kPasses + pass;
   }
 
-  // Whether this warpgroup of this CTA adds it up and writes it.
+  // Who adds it up and writes it: which phase of which slice.
+  __device__ __forceinline__ int phase_of(int t, int pass) const {
+    return unit_of(t, pass) % Shape::kPhases;
+  }
+  __device__ __forceinline__ int slice_of(int t, int pass) const {
+    const int turn = unit_of(t, pass) / Shape::kPhases;
+    return turn - over_split(cluster_, turn) * cluster_.split;
+  }
   __device__ __forceinline__ bool owns(int t, int pass) const {
-    const int unit = unit_of(t, pass), split = this->split();
-    return unit % split == slice_ && unit / split % Shape::kPhases == phase_;
+    return slice_of(t, pass) == slice_ && phase_of(t, pass) == phase_;
   }
 
-  // Where its sums come in, in its owner.
+  // Where its sums come in, in its owner: by slices.
   __device__ __forceinline__ auto* inbox_of(int t, int pass) const {
-    const int split = this->split();
-    return &storage_.inbox[unit_of(t, pass) / split * split * Shape::kPhases];
+    const int unit = unit_of(t, pass);
+    const int place =
+        over_split(cluster_, unit / Shape::kPhases) * Shape::kPhases + unit % Shape::kPhases;
+    return &storage_.inbox[place * cluster_.split];
+  }
+
+  __device__ __forceinline__ float* sums_of(int t, int pass, int fragment) {
+    return &sums_[t][4 * (pass * kPassFragments + fragment)];
+  }
+
+  // The other phase's sums of this phase's units, by way of shared memory.
+  __device__ __forceinline__ void add_phases(int thread) {
+    static_assert(Shape::kPhases <= 2);
+    // The rings have been read.
+    ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    for_each_unit([&](int t, int pass) {
+      if (phase_of(t, pass) == phase_) return;
+#pragma unroll
+      for (int i = 0; i < kPassFragments; ++i) {
+        const float* d = sums_of(t, pass, i);
+        storage_.inbox[unit_of(t, pass)][i][thread] = make_float4(d[0], d[1], d[2], d[3]);
+      }
+    });
+    ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    for_each_unit([&](int t, int pass) {
+      if (phase_of(t, pass) != phase_) return;
+#pragma unroll
+      for (int i = 0; i < kPassFragments; ++i) {
+        float* d = sums_of(t, pass, i);
+        const float4 other = storage_.inbox[unit_of(t, pass)][i][thread];
+        d[0] += other.x, d[1] += other.y, d[2] += other.z, d[3] += other.w;
+      }
+    });
+  }
+
+  __device__ __forceinline__ void add_slices(int thread) {
+    // The rings, which become inboxes, have been read everywhere.
+    ptx::barrier_cluster_arrive_relaxed();
+    ptx::barrier_cluster_wait();
+    for_each_unit([&](int t, int pass) {
+      const int owner = slice_of(t, pass);
+      if (owner == slice_ || phase_of(t, pass) != phase_) return;
+      auto& inbox = inbox_of(t, pass)[slice_];
+#pragma unroll
+      for (int i = 0; i < kPassFragments; ++i) {
+        const float* d = sums_of(t, pass, i);
+        const float values[4] = {d[0], d[1], d[2], d[3]};
+        ptx::st_async(&inbox[i][thread].x, values, &storage_.sums_arrived,
+                      owner * cluster_.multicast + member_);
+      }
+    });
+    ptx::mbarrier_wait(&storage_.sums_arrived, 0);
+    for_each_unit([&](int t, int pass) {
+      if (owns(t, pass)) add_inbox(t, pass, thread);
+    });
   }
 
   // The sums of a unit that the warpgroup owns: those in its inbox and its own, in their order.
-  __device__ __forceinline__ void add_slices(int t, int pass, int thread) {
+  __device__ __forceinline__ void add_inbox(int t, int pass, int thread) {
     const auto* inbox = inbox_of(t, pass);
-    const int own_place = slice_ * Shape::kPhases + phase_;
     float4 total[kPassFragments] = {};
 #pragma unroll 1
-    for (int i = 0; i < own_place; ++i) add_fragments(total, inbox[i], thread);
+    for (int i = 0; i < slice_; ++i) add_fragments(total, inbox[i], thread);
 #pragma unroll
     for (int i = 0; i < kPassFragments; ++i) {
-      const float* own = &sums_[t][4 * (pass * kPassFragments + i)];
+      const float* own = sums_of(t, pass, i);
       total[i].x += own[0], total[i].y += own[1], total[i].z += own[2], total[i].w += own[3];
     }
 #pragma unroll 1
-    for (int i = own_place + 1; i < cluster_.split * Shape::kPhases; ++i) {
-      add_fragments(total, inbox[i], thread);
-    }
+    for (int i = slice_ + 1; i < cluster_.split; ++i) add_fragments(total, inbox[i], thread);
 #pragma unroll
     for (int i = 0; i < kPassFragments; ++i) {
-      float* own = &sums_[t][4 * (pass * kPassFragments + i)];
+      float* own = sums_of(t, pass, i);
       own[0] = total[i].x, own[1] = total[i].y, own[2] = total[i].z, own[3] = total[i].w;
     }
   }
@@ -238,18 +261,19 @@ class PrefillWarpgroup {
   // Rounds the sums of pass `pass` of strip t into shared memory.
   __device__ __forceinline__ void stage_pass(int t, int pass, const float (&bias)[2],
                                              const Place& place) {
+    constexpr int kRows = std::min(Shape::kPassRows, 16);  // of a stmatrix
 #pragma unroll
-    for (int i = 0; i < Shape::kPassRows / 16; ++i) {
-      std::uint32_t r[4];
+    for (int i = 0; i < Shape::kPassRows; i += kRows) {
+      std::uint32_t r[kRows / 4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int j = pass * (Shape::kPassRows / 8) + 2 * i + e / 2;
+      for (int e = 0; e < kRows / 4; ++e) {
+        const int j = (pass * Shape::kPassRows + i) / 8 + e / 2;
         const float* d = &sums_[t][4 * j + 2 * (e % 2)];
         r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0] + bias[e % 2], d[1] + bias[e % 2]));
       }
-      const int row = 16 * i + place.lane / 16 * 8 + place.lane % 8;
+      const int row = i + (place.lane / 16 * 8 + place.lane % 8) % kRows;
       const int piece = 2 * place.warp + place.lane / 8 % 2;
-      ptx::stmatrix_x4_trans(&storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)], r);
+      ptx::stmatrix_trans(&storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)], r);
     }
   }
 
@@ -259,8 +283,7 @@ class PrefillWarpgroup {
     // Places are not worth registers throughout the main loop.
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
 #pragma unroll
-    for (int i = 0; i < Shape::kPassRows * kPieces / 128; ++i) {
-      const int at = i * 128 + thread;
+    for (int at = thread; at < Shape::kPassRows * kPieces; at += 128) {
       const int row = at / kPieces, piece = at % kPieces, n = n0 + 8 * piece;
       if (m0 + row >= args_.m || n >= args_.n) continue;
       auto* target = static_cast<std::uint16_t*>(args_.y) + (m0 + row) * args_.ldy + n;

@@ -35,7 +35,7 @@ constexpr const char* to_string(Isa isa) noexcept {
   return isa == Isa::sm80 ? "sm80" : "sm90a";
 }
 
-/// One compiled kernel (for every width and activation type).
+/// One kernel, compiled for every activation type and for the widths that want it (is_compiled).
 struct KernelConfig {
   KernelFamily family = KernelFamily::decode;
   Isa isa = Isa::sm80;
@@ -70,6 +70,26 @@ inline constexpr std::array kKernelTable{
                  .warps_n = 4,
                  .warps_m = 2,
                  .stages = 4},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 8,
+                 .warps_n = 8,
+                 .stages = 8,
+                 .ctas_per_sm = 2},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 256,
+                 .tile_m = 8,
+                 .warps_n = 8,
+                 .stages = 8,
+                 .ctas_per_sm = 2},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 384,
+                 .tile_m = 8,
+                 .warps_n = 12,
+                 .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 128,
@@ -265,9 +285,19 @@ constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warp
 constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
   return device.compute_capability == 90 && device.sm90a_code;
 }
+/// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 16 rows
+/// those of 8 rows, and of two strips of 64 channels a warpgroup, are for raised codes only; those
+/// of warpgroups that split K are slower with them than others.
+constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
+  if (config.isa != Isa::sm90a || config.tile_m > 16) return true;
+  const bool only_raised = config.tile_m < 16 || config.tile_n > 16 * config.warps_n;
+  return bits == 8 ? !only_raised : config.warps_k == 1;
+}
 /// Whether a kernel runs on a device.
-constexpr bool is_available(const KernelConfig& config, const DeviceTraits& device) noexcept {
-  return config.isa == Isa::sm90a ? runs_sm90a_code(device) : device.compute_capability >= 80;
+constexpr bool is_available(const KernelConfig& config, int bits,
+                            const DeviceTraits& device) noexcept {
+  return is_compiled(config, bits) &&
+         (config.isa == Isa::sm90a ? runs_sm90a_code(device) : device.compute_capability >= 80);
 }
 
 /// Shared memory of each of two CTAs on a multiprocessor, of which the CUDA runtime takes 1 KiB.
@@ -348,9 +378,13 @@ struct Plan {
   int cluster = 1;                  ///< CTAs of a thread-block cluster, along grid_n
   int multicast = 1;                ///< of these, how many share x; the others split K
   int clusters = 0;                 ///< of an sm90a prefill kernel, that walk over the tiles
-  int warps_n = 1;       ///< decode: warps of a CTA side by side along N, the others split K
-  int chunks = 1;        ///< KSplit::chunks
-  int shared_bytes = 0;  ///< dynamic shared memory of a decode kernel's CTA
+  int warps_n = 1;  ///< decode: warps of a CTA side by side along N, the others split K
+  int chunks = 1;   ///< KSplit::chunks
+  /// Dynamic shared memory of a decode kernel's CTA; in prefill kernels of two CTAs a
+  /// multiprocessor more than half where each should have one for itself, so that programmatic
+  /// launches, which find some multiprocessors taken, do not put two on another. 0: what the kernel
+  /// needs.
+  int shared_bytes = 0;
   bool gathers = false;
   bool programmatic = false;
   PlanTail tail;  ///< channels that this launch leaves out

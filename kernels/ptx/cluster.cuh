@@ -8,6 +8,45 @@
 
 namespace mpq::kernels::ptx {
 
+/// This CTA's rank in its cluster.
+__device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+/// The cluster's index in a grid of one dimension.
+__device__ __forceinline__ int cluster_index() {
+  int index;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+  return index;
+}
+
+/// The clusters of such a grid.
+__device__ __forceinline__ int cluster_count() {
+  int count;
+  asm("mov.u32 %0, %%nclusterid.x;" : "=r"(count));
+  return count;
+}
+
+/// True in one lane of a warp, all of whose lanes are here. Compilers know that what follows runs
+/// in one lane, and put operands of copies into uniform registers without a loop over lanes.
+__device__ __forceinline__ bool elect_one() {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+#else
+  return threadIdx.x % 32 == 0;
+#endif
+}
+
 /// Releases this thread's writes to shared memory to the cluster.
 __device__ __forceinline__ void barrier_cluster_arrive() {
 #if __CUDA_ARCH__ >= 900

@@ -66,10 +66,18 @@ __device__ __forceinline__ void fence_proxy_async() {
 /// Four 8x8 matrices of 16-bit elements, transposed on the way: a lane's register holds elements
 /// (2 * (lane % 4), lane / 4) and the one below it; lane i gives the address of row i % 8 of
 /// matrix i / 8.
-__device__ __forceinline__ void stmatrix_x4_trans(void* shared_row, const std::uint32_t (&r)[4]) {
+__device__ __forceinline__ void stmatrix_trans(void* shared_row, const std::uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                    shared_address(shared_row)),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+/// Two of them, at the addresses of lanes 0 to 15.
+__device__ __forceinline__ void stmatrix_trans(void* shared_row, const std::uint32_t (&r)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(
+                   shared_address(shared_row)),
+               "r"(r[0]), "r"(r[1])
                : "memory");
 }
 

@@ -18,35 +18,38 @@ struct FewRowCosts {
   // tile, when shared, and slices.
   double alone, alone_tensor, alone_read, crowded;
   double pair_tile, pair_shared, pair_split, pair_split_squared;
+  double read_bytes_per_cycle;  // of a multiprocessor, where an H200 reads
 };
-constexpr FewRowCosts kRounding{.in_phases = 1.08,
-                                .exposed = 0.519,
-                                .tile = 3898,
-                                .tile_per_channel = 19,
-                                .split = 479,
-                                .split_squared = 32.1,
-                                .alone = 1.279,
-                                .alone_tensor = 0.544,
-                                .alone_read = 1.255,
-                                .crowded = 1.126,
-                                .pair_tile = 4919,
-                                .pair_shared = 0.956,
-                                .pair_split = 658,
-                                .pair_split_squared = 52.7};
-constexpr FewRowCosts kRaising{.in_phases = 1.313,
-                               .exposed = 0.321,
-                               .tile = 2916,
-                               .tile_per_channel = 12.4,
-                               .split = 1700,
-                               .split_squared = 0.2,
-                               .alone = 1.149,
-                               .alone_tensor = 0.518,
-                               .alone_read = 1.05,
-                               .crowded = 1.045,
-                               .pair_tile = 5241,
-                               .pair_shared = 1.141,
-                               .pair_split = 1308,
-                               .pair_split_squared = 10.3};
+constexpr FewRowCosts kRounding{.in_phases = 0.95,
+                                .exposed = 0.524,
+                                .tile = 2438,
+                                .tile_per_channel = 12.3,
+                                .split = 807,
+                                .split_squared = 0,
+                                .alone = 1.261,
+                                .alone_tensor = 0.613,
+                                .alone_read = 1.29,
+                                .crowded = 1.074,
+                                .pair_tile = 4034,
+                                .pair_shared = 1.014,
+                                .pair_split = 1518,
+                                .pair_split_squared = 31.7,
+                                .read_bytes_per_cycle = 19};
+constexpr FewRowCosts kRaising{.in_phases = 1,
+                               .exposed = 0.284,
+                               .tile = 1703,
+                               .tile_per_channel = 10.8,
+                               .split = 1918,
+                               .split_squared = 0,
+                               .alone = 1.177,
+                               .alone_tensor = 0.771,
+                               .alone_read = 0.52,
+                               .crowded = 1.039,
+                               .pair_tile = 3718,
+                               .pair_shared = 1.091,
+                               .pair_split = 1545,
+                               .pair_split_squared = 9.72,
+                               .read_bytes_per_cycle = 15.8};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
   return multiplies_raised_codes(config, problem.bits) ? kRaising : kRounding;
@@ -57,10 +60,9 @@ const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& prob
 double dequantising_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
-    const double slots = problem.bits == 4   ? (bf16 ? 123.5 : 120)
-                         : problem.bits == 2 ? 101.4
-                                             : 88.8;
-    return config.tile_n > 16 * config.warps_n ? 0.89 * slots : slots;  // two tiles a warpgroup
+    const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 83.1 : 73.1;
+    const double two_strips = config.tile_n > 16 * config.warps_n ? 0.868 : 1;  // a warpgroup
+    return slots * two_strips * (config.tile_m > 8 ? 1.214 : 1);
   }
   switch (problem.bits) {
     case 8:
@@ -112,7 +114,9 @@ double stages_of(const KernelConfig& config, const ClusterShape& cluster, const 
 double read_cycles(const KernelConfig& config, const Problem& problem, const DeviceTraits& device,
                    double ctas_per_sm) {
   const double weights = config.tile_n * kStageK * problem.bits / 8.0;
-  return ctas_per_sm * std::max(weights / read_bytes_per_cycle(device, 19),
+  const double of_h200 =
+      shares_x(config) ? 19 : few_row_costs(config, problem).read_bytes_per_cycle;
+  return ctas_per_sm * std::max(weights / read_bytes_per_cycle(device, of_h200),
                                 (weights + 2 * kStageK * config.tile_m) / kCachedBytesPerCycle);
 }
 
@@ -185,13 +189,14 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
   const double bytes = 4 * tile;
   double fixed =
-      few_rows ? costs.tile + costs.tile_per_channel * config.tile_n : 6000 + 0.0225 * bytes;
-  if (config.warps_k > 1) fixed += 0.113 * bytes;
+      few_rows ? costs.tile + costs.tile_per_channel * config.tile_n : 4300 + 0.0225 * bytes;
+  if (config.warps_k > 1) fixed += 0.101 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
     fixed +=
         few_rows ? costs.split + costs.split_squared * split * split : 700 + 60 * split * split;
-    fixed += (few_rows ? 0.108 : 0.031) * bytes * (split - 1) / split;
+    const double sent = !few_rows ? 0.031 : config.warps_k > 1 ? 0.091 : 0.108;
+    fixed += sent * bytes * (split - 1) / split;
   }
   // Walkers of the large tiles overlap the end of one with the next.
   const bool overlaps = !few_rows && cluster.split == 1;

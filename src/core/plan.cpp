@@ -20,11 +20,11 @@ constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second di
 constexpr std::array kDecodeClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
-// kernels; on Hopper of all, and in one pass of some.
+// kernels; on Hopper of all (with two rows of fewer than 4 bits the estimates decide), and in one
+// pass of some.
 constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
-// Between the two, what an estimate of prefill must be ahead: with up to 8 rows, for which decode
-// is made, the estimates are not so good that the last percents count.
-constexpr double kAheadOfDecode = 1.05;
+// Between the two, with up to 8 rows, decode's estimates are too low by this.
+constexpr double kUnderestimated = 0.9;
 constexpr std::int64_t kDecodeTileRows = 8;
 // Rows up to which tiles of 160 and 192 rows are considered: with more they fill nothing up, and
 // are slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
@@ -80,11 +80,9 @@ Prefill choose_prefill(const Problem& problem, const DeviceTraits& device,
   Prefill best;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.isa != Isa::sm90a) continue;
+    if (config.isa != Isa::sm90a || !is_compiled(config, problem.bits)) continue;
     if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
     if (config.tile_m >= 4 * std::max<std::int64_t>(problem.m, 8)) continue;  // mostly empty
-    // Only swept so.
-    if (config.tile_n > 256 && !multiplies_raised_codes(config, problem.bits)) continue;
     const Candidate candidate = best_cluster(config, problem, device, options);
     if (candidate.cycles < best.cycles) best = {candidate, i};
   }
@@ -175,11 +173,12 @@ bool wants_digits(const Problem& problem, const DeviceTraits& device, const Forw
 // occupies most of the device; the smallest if none does.
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   const bool hopper = runs_sm90a_code(device);
-  const bool few_rows = problem.m <= (hopper ? kDecodeRowsOnHopper : kDecodeRows);
+  const bool few_rows =
+      problem.m <= (!hopper ? kDecodeRows : kDecodeRowsOnHopper - (problem.bits < 4 ? 1 : 0));
   int decode = -1, decode_rows = 0, prefill = -1;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.isa != Isa::sm80 || !is_available(config, device)) continue;
+    if (config.isa != Isa::sm80 || !is_available(config, problem.bits, device)) continue;
     if (config.family == KernelFamily::prefill) {
       const std::int64_t most = device.sm_count * std::int64_t{3};
       if (prefill == -1 || ctas(config, problem) * 4 >= most) prefill = i;
@@ -201,7 +200,7 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
     DeviceTraits h200_memory = device;
     h200_memory.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
     double prefill_cycles = choose_prefill(problem, h200_memory, options).cycles;
-    if (problem.m <= kDecodeTileRows) prefill_cycles *= kAheadOfDecode;
+    if (problem.m <= kDecodeTileRows) prefill_cycles *= kUnderestimated;
     if (split_k(problem, device, options, few) <= prefill_cycles) return decode;
   }
   return choose_prefill(problem, device, options).kernel;
@@ -228,6 +227,11 @@ void place_tiles(const Problem& problem, const DeviceTraits& device, const Clust
   plan.clusters = static_cast<int>(walkers);
   plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, config.tile_m));
   plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
+  if constexpr (requires { plan.shared_bytes; }) {
+    if (config.ctas_per_sm == 2 && walkers <= resident_clusters(device, cluster)) {
+      plan.shared_bytes = static_cast<int>(pair_shared_bytes(device)) + 1;
+    }
+  }
 }
 
 // So many of a problem's channels; only its extents count.
@@ -313,7 +317,11 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
   if (options.batch_invariant) planned.m = std::max(planned.m, kInvariantRows);
 
   result.kernel = options.kernel != -1 ? options.kernel : choose(planned, device, options);
-  if (result.kernel == -1 || !is_available(result.config(), device)) {
+  if (result.kernel != -1 && !is_compiled(result.config(), problem.bits)) {
+    throw Error(ErrorCode::unsupported, fmt::format("plan: {} is not for {} bits",
+                                                    to_string(result.config()), problem.bits));
+  }
+  if (result.kernel == -1 || !is_available(result.config(), problem.bits, device)) {
     throw Error(ErrorCode::unsupported,
                 fmt::format("plan: {} needs {}, the device has compute capability {}{}",
                             result.kernel == -1 ? "every kernel" : to_string(result.config()),

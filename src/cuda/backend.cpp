@@ -284,7 +284,7 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   const bool packed = packs_statistics(options);
   const CurrentDevice current(device_);
   for (int row = 0; row < kKernelCount; ++row) {
-    if (is_available(kKernelTable[static_cast<std::size_t>(row)], traits_)) {
+    if (is_available(kKernelTable[static_cast<std::size_t>(row)], bits_, traits_)) {
       check_cuda(kernel_entry(row, bits_, config_.dtype)
                      .prepare(static_cast<int>(traits_.shared_bytes_per_block)),
                  "cudaFuncSetAttribute");

@@ -52,7 +52,7 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
     }
   };
   for (const std::int64_t m : kBatches) check(m, -1);
-  for (const int kernel : usable_kernels()) {
+  for (const int kernel : usable_kernels(bits_of(weights))) {
     check(1, kernel);
     check(33, kernel);
     if (!splits_k(kernel)) continue;
@@ -107,7 +107,7 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
       linear.prepare_params();
       const auto x = random_activations(9, 300, dtype, 5);
       const Reference reference = reference_forward(weights, view(x, dtype, 9, 300));
-      for (const int kernel : usable_kernels()) {
+      for (const int kernel : usable_kernels(bits)) {
         for (const std::int64_t padding : {0, 1, 4}) {
           // Of the K-splitting kernels one after the other with every cluster.
           const bool decodes =
@@ -150,7 +150,7 @@ TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   const auto x = random_activations(kRows, kK, DType::f16, 22, /*exact=*/true);
   const auto expected =
       rounded(reference_forward(weights, view(x, DType::f16, kRows, kK)), DType::f16);
-  for (const int kernel : usable_kernels()) {
+  for (const int kernel : usable_kernels(bits)) {
     INFO(fmt::format("w{} group {} {}", bits, group_size,
                      to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
     CHECK(run_linear(linear, x, {.m = kRows, .x_padding = 4, .options = {.kernel = kernel}}) ==
@@ -167,7 +167,7 @@ TEST_CASE("forward is right where x does not fit shared memory") {
   linear.prepare_params();
   const auto x = random_activations(40, 80000, DType::f16, 7);
   const Reference all = reference_forward(weights, view(x, DType::f16, 40, 80000));
-  for (const int kernel : usable_kernels()) {
+  for (const int kernel : usable_kernels(bits)) {
     for (const std::int64_t m : {1, 40}) {
       Reference reference = all;
       reference.rows = m;
@@ -199,7 +199,7 @@ TEST_CASE("every cluster of the Hopper prefill kernels is right and gives the sa
       rounded(reference_forward(weights, view(x, DType::f16, kRows, kK)), DType::f16);
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
-    if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;
+    if (config.isa != Isa::sm90a || !is_compiled(config, bits)) continue;
     for (const int multicast : {1, 2}) {
       if (multicast > 1 && !shares_x(config)) continue;
       for (const int split : {1, 2, 3, 4}) {
@@ -231,7 +231,7 @@ TEST_CASE("Hopper prefill kernels are right over several tiles a CTA") {
   std::vector<std::uint16_t> expected;
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
-    if (config.family != KernelFamily::prefill) continue;
+    if (config.family != KernelFamily::prefill || !is_compiled(config, bits)) continue;
     for (const int multicast : {1, 2}) {
       INFO(fmt::format("w{} {} multicast {}", bits, to_string(config), multicast));
       const auto y = run_linear(

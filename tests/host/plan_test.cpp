@@ -19,6 +19,10 @@ TEST_CASE("the plan covers every row and channel") {
   for (const std::int64_t m : {1, 7, 8, 9, 16, 17, 32, 33, 64, 100, 257, 4096, 100000}) {
     for (const std::int64_t n : {1, 63, 64, 65, 4096, 57344}) {
       for (int kernel = -1; kernel < kKernelCount; ++kernel) {
+        if (kernel != -1 &&
+            !is_compiled(kKernelTable[static_cast<std::size_t>(kernel)], problem(m, n).bits)) {
+          continue;
+        }
         const Plan chosen = plan(problem(m, n), kHopper, {.kernel = kernel});
         // The decode kernels walk over channels, whatever the grid.
         const bool walks = chosen.config().family == KernelFamily::decode;
@@ -39,13 +43,23 @@ TEST_CASE("the plan covers every row and channel") {
 }
 
 TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") {
-  for (const std::int64_t m : {1, 2, 8}) {
-    const Plan chosen = plan(problem(m), kHopper);
-    CHECK(chosen.config().family == KernelFamily::decode);
-    CHECK(chosen.grid_m == 1);
+  const auto of_bits = [](int bits, std::int64_t m, std::int64_t n, std::int64_t k) {
+    Problem layer = problem(m, n, k);
+    layer.bits = bits;
+    return layer;
+  };
+  for (const int bits : {1, 2, 4, 8}) {
+    const Plan one = plan(of_bits(bits, 1, 8192, 8192), kHopper);
+    CHECK(one.config().family == KernelFamily::decode);
+    CHECK(one.grid_m == 1);
+    // From there to 32 rows the estimates decide: codes of few bits are multiplied as they are.
+    const Plan eight = plan(of_bits(bits, 8, 28672, 4096), kHopper);
+    CHECK((eight.config().family == KernelFamily::prefill) == (bits < 8));
+    CHECK(eight.config().tile_m == 8);
+    CHECK(eight.grid_m == 1);
   }
-  // From 9 to 32 rows the estimates decide.
-  CHECK(plan(problem(8, 4096, 4096), kHopper).config().family == KernelFamily::decode);
+  CHECK(plan(of_bits(1, 2, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
+  CHECK(plan(of_bits(4, 4, 57344, 8192), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(problem(32, 4096, 4096), kHopper).config().family == KernelFamily::prefill);
   CHECK(plan(problem(32, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
   const Plan large = plan(problem(4096), kHopper);
@@ -193,9 +207,24 @@ TEST_CASE("Hopper's instructions are used on Hopper only, and only if they were 
       CHECK(plan(problem(m), device).config().isa == Isa::sm80);
     }
     for (int kernel = 0; kernel < kKernelCount; ++kernel) {
-      const bool sm80 = kKernelTable[static_cast<std::size_t>(kernel)].isa == Isa::sm80;
+      const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+      if (!is_compiled(config, problem(64).bits)) continue;
+      const bool sm80 = config.isa == Isa::sm80;
       CHECK(sm80 != refuses([&] { plan(problem(64), device, {.kernel = kernel}); },
                             ErrorCode::unsupported, "sm90a"));
+    }
+  }
+}
+
+TEST_CASE("kernels that a width has no use for are refused") {
+  for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+    for (const int bits : {1, 2, 4, 8}) {
+      Problem of_width = problem(8);
+      of_width.bits = bits;
+      CHECK(is_compiled(config, bits) !=
+            refuses([&] { plan(of_width, kHopper, {.kernel = kernel}); }, ErrorCode::unsupported,
+                    "is not for " + std::to_string(bits) + " bits"));
     }
   }
 }
@@ -203,7 +232,7 @@ TEST_CASE("Hopper's instructions are used on Hopper only, and only if they were 
 TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
-    if (config.family != KernelFamily::prefill || config.isa != Isa::sm90a) continue;
+    if (config.isa != Isa::sm90a || !is_compiled(config, problem(1).bits)) continue;
     for (const std::int64_t m : {1, 64, 200, 5000}) {
       for (const std::int64_t k : {128, 384, 8192}) {
         for (const int multicast : {-1, 1, 2}) {
@@ -216,6 +245,9 @@ TEST_CASE("clusters cover the tiles, and no slice of K is empty") {
             CHECK(slices <= chunks);
             CHECK(p.cluster <= 8);
             CHECK(p.clusters >= 1);
+            const bool alone = p.shared_bytes > pair_shared_bytes(kHopper);
+            if (alone) CHECK((config.ctas_per_sm == 2 && p.clusters * p.cluster <= 132));
+            if (config.ctas_per_sm == 2 && p.clusters == 1) CHECK(alone);
             CHECK(static_cast<unsigned>(p.clusters * p.multicast) <= p.grid_n * p.grid_m);
             if (multicast != -1) CHECK(p.multicast == (shares_x(config) ? multicast : 1));
             if (split != -1) CHECK(slices == std::min<std::int64_t>(split, chunks));

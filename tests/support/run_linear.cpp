@@ -55,11 +55,12 @@ std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector
   return y;
 }
 
-std::vector<int> usable_kernels() {
+std::vector<int> usable_kernels(int bits) {
   const DeviceTraits device = traits_of(Device::cuda());
   std::vector<int> rows;
   for (int row = 0; row < kKernelCount; ++row) {
-    if (is_available(kKernelTable[static_cast<std::size_t>(row)], device)) rows.push_back(row);
+    if (is_available(kKernelTable[static_cast<std::size_t>(row)], bits, device))
+      rows.push_back(row);
   }
   return rows;
 }

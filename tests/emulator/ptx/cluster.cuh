@@ -10,6 +10,20 @@
 
 namespace mpq::kernels::ptx {
 
+inline int cluster_rank() {
+  return emulator::cta().rank;
+}
+inline int cluster_index() {
+  return static_cast<int>(emulator::block_index().x / emulator::cta().cluster->ctas.size());
+}
+inline int cluster_count() {
+  return static_cast<int>(emulator::grid_dimensions().x / emulator::cta().cluster->ctas.size());
+}
+
+inline bool elect_one() {
+  return emulator::lane() == 0;
+}
+
 inline void barrier_cluster_arrive() {
   auto& cluster = *emulator::cta().cluster;
   emulator::arrived_generation() = cluster.barrier.generation;

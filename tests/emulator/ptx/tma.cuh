@@ -52,14 +52,15 @@ inline void cp_async_bulk_tensor_3d(void* shared, const void* map, int x, int y,
 inline void prefetch_tensormap(const void*) {}
 inline void fence_proxy_async() {}
 
-inline void stmatrix_x4_trans(void* shared_row, const std::uint32_t (&r)[4]) {
+template <std::size_t kCount>
+inline void stmatrix_trans(void* shared_row, const std::uint32_t (&r)[kCount]) {
   struct Lane {
     unsigned char* row;
     const std::uint32_t* r;
   } lane{static_cast<unsigned char*>(shared_row), r};
   emulator::collective("stmatrix", lane, [](const auto& all) {
     for (int i = 0; i < 32; ++i) {
-      for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int matrix = 0; matrix < static_cast<int>(kCount); ++matrix) {
         for (int h = 0; h < 2; ++h) {
           const auto half = static_cast<std::uint16_t>(all[i]->r[matrix] >> (16 * h));
           std::memcpy(all[8 * matrix + 2 * (i % 4) + h]->row + 2 * (i / 4), &half, 2);
