@@ -71,9 +71,8 @@ __device__ __forceinline__ void initialise_barriers(
   }
   ptx::fence_mbarrier_init();
   if (thread == 96 && args.split > 1) {  // once: the cluster has one tile
-    const int rank = ptx::cluster_rank();
-    ptx::mbarrier_arrive_expect_tx(
-        &storage.sums_arrived, Storage::inbox_bytes(args, args.multicast == 2 ? rank / 2 : rank));
+    const int slice = slice_of_rank(args, ptx::cluster_rank());
+    ptx::mbarrier_arrive_expect_tx(&storage.sums_arrived, Storage::inbox_bytes(args, slice));
   }
 }
 

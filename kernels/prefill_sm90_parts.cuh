@@ -39,6 +39,11 @@ __device__ __forceinline__ int over_split(const HopperPrefillArguments& args, in
   return number * args.split_reciprocal >> 16;
 }
 
+/// The slice of K of a CTA with this rank in its cluster.
+__device__ __forceinline__ int slice_of_rank(const HopperPrefillArguments& args, int rank) {
+  return args.multicast == 2 ? rank / 2 : rank;
+}
+
 /// Slices of K at most: CTAs of a cluster.
 inline constexpr int kMostSlices = 8;
 
@@ -223,7 +228,7 @@ class TileWalk {
 
   __device__ __forceinline__ explicit TileWalk(const HopperPrefillArguments& args) : args_(args) {
     const int rank = ptx::cluster_rank();
-    slice = args.multicast == 2 ? rank / 2 : rank;
+    slice = slice_of_rank(args, rank);
     member = args.multicast == 2 ? rank % 2 : 0;
     leader = rank - member;
     chunk_begin = args.slice_chunks * slice + min(slice, args.longer_slices);

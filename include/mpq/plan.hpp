@@ -285,12 +285,16 @@ constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warp
 constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
   return device.compute_capability == 90 && device.sm90a_code;
 }
+/// Whether a warpgroup of an sm90a prefill kernel has several strips of 64 channels.
+constexpr bool has_several_strips(const KernelConfig& config) noexcept {
+  return config.tile_n > 16 * config.warps_n;
+}
 /// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 16 rows
-/// those of 8 rows, and of two strips of 64 channels a warpgroup, are for raised codes only; those
-/// of warpgroups that split K are slower with them than others.
+/// those of 8 rows, and of several strips a warpgroup, are for raised codes only; with raised codes
+/// those of warpgroups that split K are seldom ahead of others (bench/NOTES.md).
 constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
   if (config.isa != Isa::sm90a || config.tile_m > 16) return true;
-  const bool only_raised = config.tile_m < 16 || config.tile_n > 16 * config.warps_n;
+  const bool only_raised = config.tile_m < 16 || has_several_strips(config);
   return bits == 8 ? !only_raised : config.warps_k == 1;
 }
 /// Whether a kernel runs on a device.

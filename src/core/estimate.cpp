@@ -61,8 +61,7 @@ double dequantising_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
     const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 83.1 : 73.1;
-    const double two_strips = config.tile_n > 16 * config.warps_n ? 0.868 : 1;  // a warpgroup
-    return slots * two_strips * (config.tile_m > 8 ? 1.214 : 1);
+    return slots * (has_several_strips(config) ? 0.868 : 1) * (config.tile_m > 8 ? 1.214 : 1);
   }
   switch (problem.bits) {
     case 8:

@@ -20,10 +20,10 @@ constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second di
 constexpr std::array kDecodeClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
-// kernels; on Hopper of all (with two rows of fewer than 4 bits the estimates decide), and in one
-// pass of some.
-constexpr std::int64_t kDecodeRows = 128, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
-// Between the two, with up to 8 rows, decode's estimates are too low by this.
+// kernels; on Hopper of all, with fewer than 4 bits and with more, and in one pass of some.
+constexpr std::int64_t kDecodeRows = 128;
+constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
+// In between, with up to 8 rows, decode's estimates are this share of what they should be.
 constexpr double kUnderestimated = 0.9;
 constexpr std::int64_t kDecodeTileRows = 8;
 // Rows up to which tiles of 160 and 192 rows are considered: with more they fill nothing up, and
@@ -173,8 +173,9 @@ bool wants_digits(const Problem& problem, const DeviceTraits& device, const Forw
 // occupies most of the device; the smallest if none does.
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   const bool hopper = runs_sm90a_code(device);
-  const bool few_rows =
-      problem.m <= (!hopper ? kDecodeRows : kDecodeRowsOnHopper - (problem.bits < 4 ? 1 : 0));
+  const bool few_rows = problem.m <= (!hopper            ? kDecodeRows
+                                      : problem.bits < 4 ? kDecodeRowsOfFewBits
+                                                         : kDecodeRowsOnHopper);
   int decode = -1, decode_rows = 0, prefill = -1;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];

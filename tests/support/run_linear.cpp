@@ -59,8 +59,9 @@ std::vector<int> usable_kernels(int bits) {
   const DeviceTraits device = traits_of(Device::cuda());
   std::vector<int> rows;
   for (int row = 0; row < kKernelCount; ++row) {
-    if (is_available(kKernelTable[static_cast<std::size_t>(row)], bits, device))
+    if (is_available(kKernelTable[static_cast<std::size_t>(row)], bits, device)) {
       rows.push_back(row);
+    }
   }
   return rows;
 }
