@@ -66,8 +66,8 @@ CaseRunner::CaseRunner(const Options& options, const std::function<void(const ch
   for (const DType dtype : options.dtypes) {
     limits_.matrix_tflops[dtype] = dense_.matrix_tflops(dtype, options.repetitions);
   }
-  // Two windows of the largest size read; half of what there is on a small card.
-  pool_.reserve(std::min(std::size_t{1} << 30, (available_bytes() + pool_.size()) / 2),
+  // Half of what there is on a small card.
+  pool_.reserve(std::min(ReadCeiling::kPoolBytes, (available_bytes() + pool_.size()) / 2),
                 options.dtypes.front());
   for (const Mode mode : options.modes) {
     progress(mode == Mode::isolated ? "read ceiling, isolated" : "read ceiling, chained");
@@ -110,7 +110,8 @@ void CaseRunner::build(const LayerSpec& spec) {
   require_memory("a layer", 2 * each, available);
   const std::size_t fit = available / each;
   const auto wanted = static_cast<std::size_t>(std::ceil(options_.min_bytes / spec.packed_bytes()));
-  const std::size_t count = std::min({std::max<std::size_t>(wanted, 1), kMostCopies, fit - 1});
+  // Two at least: forward calls that overlap must not find each other's weights in L2.
+  const std::size_t count = std::min({std::max<std::size_t>(wanted, 2), kMostCopies, fit - 1});
   int device = 0;
   check(cudaGetDevice(&device));
   for (std::size_t i = 0; i < count; ++i) {

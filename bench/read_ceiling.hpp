@@ -20,7 +20,10 @@ class ReadCeiling {
     int variant = 0;  ///< the kernel and grid that took it
   };
 
-  /// Measures, with L2 cold: sizes from 256 KiB to 512 MiB, or what half of the pool holds.
+  /// The largest size that is measured, and the pool that takes for every mode.
+  static constexpr std::size_t kLargestRead = std::size_t{512} << 20, kPoolBytes = 9 * kLargestRead;
+
+  /// Measures, with L2 cold: sizes from 256 KiB to kLargestRead, or what the pool holds.
   ReadCeiling(const StreamTimer& timer, const RandomPool& pool, Mode mode, int repetitions);
 
   /// Time to read `bytes`, us: linear between the measured sizes, in proportion above the largest,
