@@ -78,7 +78,9 @@ struct HopperPrefillShape {
   static constexpr int kConsumers = kConsumersN * kPhases;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   static constexpr int kStrips = C.tile_n / Layout::kBlockN;  // of the CTA
-  static constexpr int kTiles = kStrips / kConsumersN;        // of 64 channels, per consumer
+  // Of 64 channels, per consumer; with kRaised the last consumers can have fewer.
+  static constexpr int kTiles = (kStrips + kConsumersN - 1) / kConsumersN;
+  static constexpr bool kEvenStrips = kStrips % kConsumersN == 0;
   // Batch rows that a consumer writes at once.
   static constexpr int kPassRows = kFewRows ? std::min(C.tile_m, 16) : 32;
   static constexpr int kPasses = C.tile_m / kPassRows;
@@ -94,7 +96,7 @@ struct HopperPrefillShape {
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
   static_assert(C.threads() == 128 * kConsumers && kConsumers >= 2 && kConsumers <= 4);
-  static_assert(kStrips % kConsumersN == 0 && (kPhases == 1 || kOneRing) &&
+  static_assert((kRaised || kEvenStrips) && (kPhases == 1 || kOneRing) &&
                 C.tile_m % kPassRows == 0 && C.tile_m <= 256);
 };
 

@@ -41,7 +41,13 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
     this->clear_sums();
-    with_sum_steps<kGeneral>(args_, [&]<int kSumSteps>() { multiply_by<kSumSteps>(tile); });
+    with_sum_steps<kGeneral>(args_, [&]<int kSumSteps>() {
+      constexpr int kLast = Shape::kStrips % kTiles;  // strips of a warpgroup that has fewer
+      if constexpr (kLast != 0) {
+        if (!this->has_strip(kTiles - 1)) return multiply_by<kSumSteps, kLast>(tile);
+      }
+      multiply_by<kSumSteps, kTiles>(tile);
+    });
   }
 
  private:
@@ -54,14 +60,16 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   static constexpr int kPieces = kRowTiles == 2 ? 4 : 2;  // ldmatrix for 64 columns of x
   static_assert(kRowTiles == 1 || kRowTiles == 2);
   // Products of a tile that do not wait for each other: two at least are under way.
-  static constexpr int kChains = kTiles == 1 ? 2 : kRowTiles;
+  template <int kOwn>
+  static constexpr int kChainsOf = kOwn == 1 ? 2 : kRowTiles;
 
   // kSumSteps: of the columns that are summed before they are scaled. A body of the loop is a
   // stage, or one of its sums.
   template <int kSumSteps>
   static constexpr int kBodySteps = kSumSteps < 8 || kGeneral ? kSumSteps : Shape::kStageSteps;
 
-  template <int kSumSteps>
+  // kOwn: strips of this warpgroup.
+  template <int kSumSteps, int kOwn>
   __device__ __forceinline__ void multiply_by(const TileWalk<WBits, C>& tile) {
     constexpr int kBody = kBodySteps<kSumSteps>;
     const int stages = this->own_chunks(tile);
@@ -71,10 +79,10 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       ptx::mbarrier_wait(&storage_.x_summed[slot], cursor_.phase);
 #pragma unroll 1
       for (int first = 0; first < Shape::kStageSteps; first += kBody) {
-        load_words<kBody>(slot, first);
+        load_words<kBody, kOwn>(slot, first);
 #pragma unroll
         for (int step = 0; step < kBody; step += kSumSteps) {
-          add_sum<kSumSteps>(slot, first, step);
+          add_sum<kSumSteps, kOwn>(slot, first, step);
         }
       }
       this->release_x(slot);
@@ -83,11 +91,11 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // Of kSteps steps of a stage, shifted so that the first is where step 0 would be.
-  template <int kSteps>
+  template <int kSteps, int kOwn>
   __device__ __forceinline__ void load_words(int slot, int first) {
     constexpr int kBlockSteps = Layout::kStepsPerBlock;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int b = 0; b < (kSteps + kBlockSteps - 1) / kBlockSteps; ++b) {
         words_[t][b] =
@@ -104,12 +112,13 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   // Adds the products of the kSumSteps steps from `begin` on, of a body that begins at k-step
   // `first` of the stage.
-  template <int kSumSteps>
+  template <int kSumSteps, int kOwn>
   __device__ __forceinline__ void add_sum(int slot, int first, int begin) {
+    constexpr int kChains = kChainsOf<kOwn>;
     const int sum = first / kSumSteps + begin / kSumSteps;
     const int row = ((first + begin) * Layout::kStepK) >> args_.group_shift;
-    float products[kTiles][kChains][4] = {};
-    float scale[kTiles][2];
+    float products[kOwn][kChains][4] = {};
+    float scale[kOwn][2];
     begin_sum(slot, sum, row, products, scale);
     std::uint32_t x[4];
 #pragma unroll
@@ -117,7 +126,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       if (kRowTiles == 2 || kSumSteps == 1 || step % 2 == 0) load_x(x, slot, first + step);
       const int half = kSumSteps == 1 ? first % 2 : step % 2;  // of 8 rows and two steps
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
+      for (int t = 0; t < kOwn; ++t) {
         const uint4& words = words_[t][step / Layout::kStepsPerBlock];
         std::uint32_t codes[4];
 #pragma unroll
@@ -133,7 +142,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       }
     }
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int i = 0; i < 4 * kRowTiles; ++i) {
         float product = products[t][i / 4][i % 4];
@@ -144,9 +153,10 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // What the `sum`-th sum of a slot, of row `row` of its parameters, begins at.
+  template <int kOwn>
   __device__ __forceinline__ void begin_sum(int slot, int sum, int row,
-                                            float (&products)[kTiles][kChains][4],
-                                            float (&scale)[kTiles][2]) {
+                                            float (&products)[kOwn][kChainsOf<kOwn>][4],
+                                            float (&scale)[kOwn][2]) {
     float4 x_sums[kRowTiles];  // of two rows each
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
@@ -154,7 +164,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
           &storage_.rings.x_sums[slot][sum][8 * i + 2 * (lane_ % 4)]);
     }
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = 0; t < kOwn; ++t) {
       const auto stored = this->stored_parameters(slot, row, t);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {

@@ -18,7 +18,7 @@
 
 namespace mpq::kernels {
 
-/// A warpgroup's channels of the tile: kTiles times 64.
+/// A warpgroup's channels of the tile: kTiles times 64, the last ones' maybe less.
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
 class PrefillWarpgroup {
  public:
@@ -42,6 +42,7 @@ class PrefillWarpgroup {
     const Place place = this->place();
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
+      if (!has_strip(t)) break;
       const int n0 = tile.n0 + (column_ * kTiles + t) * Layout::kBlockN;
       float bias[2] = {};
 #pragma unroll
@@ -143,10 +144,16 @@ class PrefillWarpgroup {
     }
   }
 
+  // Whether strip t of this consumer is one of the tile's.
+  __device__ __forceinline__ bool has_strip(int t) const {
+    return Shape::kEvenStrips || column_ * kTiles + t < Shape::kStrips;
+  }
+
   template <class Function>
   __device__ __forceinline__ void for_each_unit(Function function) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
+      if (!has_strip(t)) break;
 #pragma unroll
       for (int pass = 0; pass < Shape::kPasses; ++pass) function(t, pass);
     }

@@ -92,6 +92,12 @@ inline constexpr std::array kKernelTable{
                  .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
+                 .tile_n = 448,
+                 .tile_m = 8,
+                 .warps_n = 16,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
                  .tile_n = 128,
                  .tile_m = 16,
                  .warps_n = 8,
@@ -115,6 +121,12 @@ inline constexpr std::array kKernelTable{
                  .tile_n = 384,
                  .tile_m = 16,
                  .warps_n = 12,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 448,
+                 .tile_m = 16,
+                 .warps_n = 16,
                  .stages = 8},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
@@ -347,8 +359,8 @@ struct ForwardOptions {
   /// Programmatic dependent launch: the kernel may start while its predecessor in the stream still
   /// runs, reads its weights ahead, and waits for the predecessor before it touches x, y or the
   /// workspace. Any predecessor and successor will do, and graph capture keeps it. The caller's
-  /// part: nothing in the stream may be changing the layer's own parameters. No effect before
-  /// sm_90.
+  /// part: nothing in the stream may be changing the layer's own parameters. K may be cut in other
+  /// ways than without, so y may be rounded differently. No effect before sm_90.
   bool programmatic = false;
   /// Row i of y has the same bits whatever the other rows hold and however many there are, up
   /// to 64.
@@ -384,10 +396,10 @@ struct Plan {
   int clusters = 0;                 ///< of an sm90a prefill kernel, that walk over the tiles
   int warps_n = 1;  ///< decode: warps of a CTA side by side along N, the others split K
   int chunks = 1;   ///< KSplit::chunks
-  /// Dynamic shared memory of a decode kernel's CTA; in prefill kernels of two CTAs a
-  /// multiprocessor more than half where each should have one for itself, so that programmatic
-  /// launches, which find some multiprocessors taken, do not put two on another. 0: what the kernel
-  /// needs.
+  /// Dynamic shared memory of a decode kernel's CTA, or of an sm90a prefill kernel's of two a
+  /// multiprocessor, 0 for what it needs. More than half of what there is where each CTA should
+  /// have a multiprocessor for itself: programmatic launches find some taken, and would put two on
+  /// another.
   int shared_bytes = 0;
   bool gathers = false;
   bool programmatic = false;

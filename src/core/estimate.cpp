@@ -36,19 +36,19 @@ constexpr FewRowCosts kRounding{.in_phases = 0.95,
                                 .pair_split_squared = 31.7,
                                 .read_bytes_per_cycle = 19};
 constexpr FewRowCosts kRaising{.in_phases = 1,
-                               .exposed = 0.284,
-                               .tile = 1703,
-                               .tile_per_channel = 10.8,
-                               .split = 1918,
-                               .split_squared = 0,
-                               .alone = 1.177,
-                               .alone_tensor = 0.771,
-                               .alone_read = 0.52,
-                               .crowded = 1.039,
+                               .exposed = 0.768,
+                               .tile = 1570,
+                               .tile_per_channel = 5.59,
+                               .split = 2584,
+                               .split_squared = 2.22,
+                               .alone = 1.178,
+                               .alone_tensor = 0.816,
+                               .alone_read = 0.438,
+                               .crowded = 1.038,
                                .pair_tile = 3718,
                                .pair_shared = 1.091,
-                               .pair_split = 1545,
-                               .pair_split_squared = 9.72,
+                               .pair_split = 1667,
+                               .pair_split_squared = 10.6,
                                .read_bytes_per_cycle = 15.8};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
@@ -60,8 +60,8 @@ const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& prob
 double dequantising_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
-    const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 83.1 : 73.1;
-    return slots * (has_several_strips(config) ? 0.868 : 1) * (config.tile_m > 8 ? 1.214 : 1);
+    const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 81.1 : 70.7;
+    return slots * (has_several_strips(config) ? 0.862 : 1) * (config.tile_m > 8 ? 1.168 : 1);
   }
   switch (problem.bits) {
     case 8:
@@ -242,6 +242,19 @@ double estimate_digits(const Problem& problem, const DeviceTraits& device,
   const double read = (mean + kIdleShare * (most - mean)) * split.columns * 64 * problem.bits /
                       read_bytes_per_cycle(device, 18.4);
   return kStart + std::cbrt(multiplied * multiplied * multiplied + read * read * read) + exchange;
+}
+
+double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
+                         const DeviceTraits& device, double cycles) {
+  constexpr double kDecodeShares = -700, kShares = -800;
+  constexpr double kLarge = 700, kLargePart = 0.1;
+  constexpr int kLargeDecodeCluster = 4, kLargeCluster = 7;
+  if (ctas <= device.sm_count) return 0;
+  if (config.family == KernelFamily::decode) {
+    return cluster >= kLargeDecodeCluster ? 0 : kDecodeShares;
+  }
+  if (config.ctas_per_sm == 1) return 0;
+  return cluster >= kLargeCluster ? kLarge + kLargePart * cycles : kShares;
 }
 
 }  // namespace mpq::detail

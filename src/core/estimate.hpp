@@ -51,4 +51,12 @@ double estimate_products(const Problem& problem, const KernelConfig& config, int
 double estimate_digits(const Problem& problem, const DeviceTraits& device,
                        const DecodeSplit& split);
 
+/// What a launch of so many CTAs that takes `cycles` alone takes more, or less, behind another by
+/// programmatic dependent launch; beside what every kernel gains there. For kernels of up to 64
+/// rows, from chains on an H200 (bench/NOTES.md): two CTAs of a multiprocessor begin and end at
+/// times of their own, so the next launch finds room before this one ends, unless its clusters are
+/// large.
+double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
+                         const DeviceTraits& device, double cycles);
+
 }  // namespace mpq::detail

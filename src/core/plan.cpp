@@ -35,9 +35,19 @@ std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
   return ceil_div(problem.n_padded, config.tile_n) * ceil_div(problem.m, config.tile_m);
 }
 
+// Kernels start before their predecessor has ended only in code for 9.0.
+bool in_chain(const DeviceTraits& device, const ForwardOptions& options) {
+  return options.programmatic && runs_sm90a_code(device);
+}
+
 // ---- the sm90a prefill kernels ----
 
 constexpr int kMostClusterCtas = 8;  // what every device allows
+
+// Shared memory that keeps every other CTA like it off a CTA's multiprocessor.
+std::int64_t alone_shared_bytes(const DeviceTraits& device) {
+  return pair_shared_bytes(device) + 1;
+}
 
 // The cheapest cluster for a row, as far as the options leave it open.
 struct Candidate {
@@ -63,7 +73,13 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
         continue;
       }
       const ClusterShape cluster{multicast, split};
-      const double cycles = estimate_prefill(config, cluster, problem, device);
+      double cycles = estimate_prefill(config, cluster, problem, device);
+      if (in_chain(device, options)) {
+        const std::int64_t ctas =
+            cluster.ctas() * std::min(cluster_tiles(config, problem, multicast),
+                                      resident_clusters(device, cluster, config.ctas_per_sm));
+        cycles += estimate_in_chain(config, cluster.ctas(), ctas, device, cycles);
+      }
       if (cycles < best.cycles) best = {cluster, cycles};
     }
   }
@@ -130,7 +146,8 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       const std::int64_t tiles = ceil_div(columns, warps_n);
       const std::int64_t clusters = std::clamp<std::int64_t>(
           resident_clusters(device, {.split = cluster}) * resident / plan.grid_m, 1, tiles);
-      const std::int64_t per_sm = ceil_div(clusters * cluster * plan.grid_m, device.sm_count);
+      const std::int64_t ctas = clusters * cluster * plan.grid_m;
+      const std::int64_t per_sm = ceil_div(ctas, device.sm_count);
       const DecodeSplit way{cluster,
                             warps_n,
                             warps_k,
@@ -138,9 +155,12 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
                             ceil_div(tiles, clusters),
                             per_sm,
                             split().part * static_cast<double>(chunks) * unit};
-      const double cycles = multiplies_digits(config)
-                                ? estimate_digits(problem, device, way)
-                                : estimate_products(problem, config, chunks, way);
+      double cycles = multiplies_digits(config) ? estimate_digits(problem, device, way)
+                                                : estimate_products(problem, config, chunks, way);
+      if (in_chain(device, options)) {
+        cycles += estimate_in_chain(config, cluster, ctas, device, cycles);
+        if (ctas <= device.sm_count) shared = std::max(shared, alone_shared_bytes(device));
+      }
       if (cycles >= best) continue;
       best = cycles;
       plan.cluster = cluster;
@@ -230,7 +250,7 @@ void place_tiles(const Problem& problem, const DeviceTraits& device, const Clust
   plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
   if constexpr (requires { plan.shared_bytes; }) {
     if (config.ctas_per_sm == 2 && walkers <= resident_clusters(device, cluster)) {
-      plan.shared_bytes = static_cast<int>(pair_shared_bytes(device)) + 1;
+      plan.shared_bytes = static_cast<int>(alone_shared_bytes(device));
     }
   }
 }
@@ -241,25 +261,37 @@ Problem with_channels(Problem problem, std::int64_t channels) {
   return problem;
 }
 
+// The row of the sm90a prefill kernel for many rows that has this tile.
+consteval int row_of_tile(int tile_n, int tile_m) {
+  int row = 0;
+  while (kKernelTable.at(static_cast<std::size_t>(row)).tile_n != tile_n ||
+         kKernelTable.at(static_cast<std::size_t>(row)).tile_m != tile_m ||
+         !shares_x(kKernelTable.at(static_cast<std::size_t>(row))) ||
+         kKernelTable.at(static_cast<std::size_t>(row)).isa != Isa::sm90a) {
+    ++row;
+  }
+  return row;
+}
+
 // Cuts off the channels whose tiles would begin a wave without filling it, if that is faster: full
-// waves of the largest tile, the last row of the table, and for the other channels what is best for
-// them.
+// waves of a large tile, and for the other channels what is best for them. Other heads, and these
+// with fewer rows, were not ahead of one launch (bench/NOTES.md).
 void cut_tail(const Problem& problem, const DeviceTraits& device, double cycles, Plan& plan) {
   constexpr double kSecondLaunch = 7000, kLeastGain = 1.015;  // cycles; of the whole
-  constexpr std::int64_t kLeastRows = 129;
+  constexpr std::int64_t kLeastRows = 97, kRowsOfSmaller = 128;
   if (problem.m < kLeastRows) return;
-  constexpr KernelConfig kLargest = kKernelTable.back();
-  static_assert(kLargest.isa == Isa::sm90a && shares_x(kLargest));
+  const int row = problem.m > kRowsOfSmaller ? row_of_tile(128, 256) : row_of_tile(256, 128);
+  const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
   const std::int64_t resident = resident_clusters(device, {});
-  const std::int64_t tiles = cluster_tiles(kLargest, problem, 1) / resident * resident;
-  const std::int64_t channels = tiles / ceil_div(problem.m, kLargest.tile_m) * kLargest.tile_n;
+  const std::int64_t tiles = cluster_tiles(config, problem, 1) / resident * resident;
+  const std::int64_t channels = tiles / ceil_div(problem.m, config.tile_m) * config.tile_n;
   if (channels == 0 || channels >= problem.n_padded) return;
   const Problem head = with_channels(problem, channels),
                 rest = with_channels(problem, problem.n_padded - channels);
-  const double head_cycles = estimate_prefill(kLargest, {}, head, device) + kSecondLaunch;
+  const double head_cycles = estimate_prefill(config, {}, head, device) + kSecondLaunch;
   const Prefill fastest = choose_prefill(rest, device, {});
   if ((head_cycles + fastest.cycles) * kLeastGain >= cycles) return;
-  plan.kernel = kKernelCount - 1;
+  plan.kernel = row;
   place_tiles(head, device, {}, plan);
   plan.tail.kernel = fastest.kernel;
   plan.tail.first_channel = channels;
@@ -338,8 +370,7 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                             : config.tile_m;
   const std::int64_t grid_m = ceil_div(problem.m, tile_rows);
   result.gathers = problem.gathers;
-  // Kernels wait for their predecessor only in code for 9.0.
-  result.programmatic = options.programmatic && runs_sm90a_code(device);
+  result.programmatic = in_chain(device, options);
   if (config.family == KernelFamily::prefill && config.isa == Isa::sm90a) {
     plan_clusters(planned, device, options, result);
     return result;

@@ -141,10 +141,13 @@ TEST_CASE("threads with streams of their own share a layer") {
   CHECK(wrong_large == 0);
 }
 
-// x -> layer -> layer ... between two buffers, `depth` times.
+enum class Chain { one_by_one, in_stream, in_graph };
+
+// x -> layer -> layer ... between two buffers, by programmatic launches; one by one none has a
+// predecessor that still runs.
 std::vector<std::uint16_t> run_chain(const std::vector<AnyLinear>& layers,
                                      const std::vector<std::uint16_t>& input, std::int64_t m,
-                                     bool programmatic, bool captured) {
+                                     Chain chain) {
   const std::int64_t width = layers[0].config().in_features;
   const auto bytes = static_cast<std::size_t>(2 * m * width);
   DeviceBuffer buffers[] = {{Device::cuda(), bytes}, {Device::cuda(), bytes}};
@@ -167,10 +170,13 @@ std::vector<std::uint16_t> run_chain(const std::vector<AnyLinear>& layers,
     for (std::size_t i = 0; i < 24; ++i) {
       layers[i % layers.size()].forward({buffers[i % 2].data(), DType::f16, m, width},
                                         {buffers[1 - i % 2].data(), DType::f16, m, width},
-                                        workspace, {.programmatic = programmatic}, stream);
+                                        workspace, {.programmatic = true}, stream);
+      if (chain == Chain::one_by_one) {
+        detail::check_cuda(cudaStreamSynchronize(stream), "synchronize");
+      }
     }
   };
-  if (captured) {
+  if (chain == Chain::in_graph) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
     detail::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin");
@@ -182,7 +188,8 @@ std::vector<std::uint16_t> run_chain(const std::vector<AnyLinear>& layers,
     (void)cudaGraphExecDestroy(executable);
     (void)cudaGraphDestroy(graph);
   } else {
-    for (int i = 0; i < 20; ++i) enqueue();
+    const int times = chain == Chain::one_by_one ? 1 : 20;
+    for (int i = 0; i < times; ++i) enqueue();
   }
   std::vector<std::uint16_t> result(input.size());
   buffers[0].copy_to_host(result.data(), bytes, 0, stream);
@@ -214,16 +221,16 @@ std::vector<AnyLinear> chain_layers(int bits, std::int64_t width, bool act_order
 void check_chain(const std::vector<AnyLinear>& layers, std::int64_t m) {
   const std::int64_t width = layers[0].config().in_features;
   const auto x = random_activations(m, width, DType::f16, 90);
-  const auto expected = run_chain(layers, x, m, false, false);
+  const auto expected = run_chain(layers, x, m, Chain::one_by_one);
   const auto alive = std::count_if(expected.begin(), expected.end(), [](std::uint16_t y) {
     return (y & 0x7fff) != 0 && (y & 0x7c00) != 0x7c00;
   });
   CHECK(alive > m * width * 9 / 10);
-  CHECK(run_chain(layers, x, m, true, false) == expected);
-  CHECK(run_chain(layers, x, m, true, true) == expected);
+  CHECK(run_chain(layers, x, m, Chain::in_stream) == expected);
+  CHECK(run_chain(layers, x, m, Chain::in_graph) == expected);
 }
 
-TEST_CASE("programmatic dependent launch changes no bit of a chain of layers") {
+TEST_CASE("that a layer begins before the one before has ended changes no bit") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto act_order = GENERATE(false, true);
   const auto layers = chain_layers(bits, 512, act_order);

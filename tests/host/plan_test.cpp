@@ -98,6 +98,38 @@ TEST_CASE("tiles that are a few more than fit at once are a launch of their own"
   CHECK(plan(odd, kHopper, {.kernel = chosen.kernel}).tail.kernel == -1);
   CHECK(plan(problem(128, 10240, 8192), kHopper).tail.kernel == -1);
   CHECK(plan(problem(512, 8192, 8192), kHopper).tail.kernel == -1);  // 128 tiles
+  CHECK(plan(problem(128, 57344, 8192), kHopper).tail.first_channel == 132 * 256);
+  CHECK(plan(problem(96, 57344, 8192), kHopper).tail.kernel == -1);
+}
+
+TEST_CASE("seven strips a CTA fill the device where powers of two of them do not") {
+  const auto tile_n = [](int bits, std::int64_t m, std::int64_t n, std::int64_t k) {
+    Problem of_width = problem(m, n, k);
+    of_width.bits = bits;
+    return plan(of_width, kHopper).config().tile_n;
+  };
+  for (const int bits : {1, 2, 4}) {
+    CHECK(tile_n(bits, 8, 57344, 8192) == 448);
+    CHECK(tile_n(bits, 16, 57344, 8192) == 448);
+    CHECK(tile_n(bits, 16, 8192, 8192) != 448);
+  }
+  CHECK(tile_n(2, 8, 28672, 4096) == 448);
+  CHECK(tile_n(8, 8, 57344, 8192) != 448);  // is not compiled
+}
+
+TEST_CASE("in a chain a CTA has its multiprocessor for itself where there are enough") {
+  const auto alone = [](const Problem& problem, bool programmatic) {
+    const Plan chosen = plan(problem, kHopper, {.programmatic = programmatic});
+    const bool decode = chosen.config().family == KernelFamily::decode;
+    const int ctas = decode ? static_cast<int>(chosen.grid_n) : chosen.clusters * chosen.cluster;
+    CHECK(ctas <= kHopper.sm_count);
+    return chosen.shared_bytes > pair_shared_bytes(kHopper);
+  };
+  CHECK(alone(problem(1, 4096, 4096), true));
+  CHECK_FALSE(alone(problem(1, 4096, 4096), false));
+  CHECK(alone(problem(8, 8192, 8192), true));
+  CHECK(plan(problem(1, 57344, 8192), kHopper, {.programmatic = true}).shared_bytes <=
+        pair_shared_bytes(kHopper));  // more CTAs than multiprocessors
 }
 
 TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits where they fit") {
