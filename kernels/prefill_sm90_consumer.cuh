@@ -41,30 +41,48 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
+    this->with_own_strips([&]<int kOwn>() { multiply_strips<kOwn>(tile); });
+  }
+
+ private:
+  using Base::args_, Base::cluster_, Base::storage_, Base::sums_;
+  using Base::warpgroup_, Base::column_, Base::phase_, Base::warp_, Base::lane_;
+
+  static constexpr bool kStaggers = !Shape::kFewRows;
+  // As in Shape; shorter where registers are short.
+  static constexpr bool kShort = kGeneral && Shape::kFewRows && kTiles > 1;
+  static constexpr int kGroupSteps = kShort ? 1 : Shape::kGroupSteps,
+                       kGroupsInFlight = Shape::kGroupsInFlight,
+                       kFragmentSets = kShort ? 2 : Shape::kFragmentSets;
+  static_assert(kGroupSteps * (kGroupsInFlight + 1) <= kFragmentSets);
+
+  // kOwn: strips of this warpgroup, here and below.
+  template <int kOwn>
+  __device__ __forceinline__ void multiply_strips(const TileWalk<WBits, C>& tile) {
     std::uint32_t k = static_cast<std::uint32_t>(tile.chunk_begin + phase_) * Shape::kChunkK;
     this->clear_sums();
     const int chunks = this->own_chunks(tile);
     if (Shape::kPhases > 1 && chunks == 0) return;
-    begin_chunk();
-    begin_stage();
-    dequantise_group<0>(0, true, k);
+    begin_chunk<kOwn>();
+    begin_stage<kOwn>();
+    dequantise_group<kOwn, 0>(0, true, k);
     int previous = -1;
     hold_sums();
     for (int chunk = 0; chunk < chunks; ++chunk) {
 #pragma unroll
       for (int s = 0; s < Shape::kStagesPerChunk; ++s) {
         const int slot = x_cursor_.slot;
-        multiply_stage<0>(s, slot, previous, k);
+        multiply_stage<kOwn, 0>(s, slot, previous, k);
         previous = slot;
         x_cursor_.advance();
         k += Shape::kStageK * Shape::kPhases;
         if (s + 1 < Shape::kStagesPerChunk) {
-          begin_stage();
-          dequantise_group<0>(s + 1, false, k);
+          begin_stage<kOwn>();
+          dequantise_group<kOwn, 0>(s + 1, false, k);
         } else if (chunk + 1 < chunks) {
-          begin_chunk();
-          begin_stage();
-          dequantise_group<0>(0, false, k);
+          begin_chunk<kOwn>();
+          begin_stage<kOwn>();
+          dequantise_group<kOwn, 0>(0, false, k);
         }
       }
       if constexpr (kStaggers) {
@@ -78,12 +96,6 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     hold_sums();
     this->release_x(previous);
   }
-
- private:
-  using Base::args_, Base::cluster_, Base::storage_, Base::sums_;
-  using Base::warpgroup_, Base::column_, Base::phase_, Base::warp_, Base::lane_;
-
-  static constexpr bool kStaggers = !Shape::kFewRows;
 
   // Of one channel, in one group.
   static constexpr bool kByBytes = !kGeneral && WBits == 8 && T == DType::bf16;
@@ -103,25 +115,28 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // Takes the next chunk of weights from its slot, which is free again at once.
+  template <int kOwn>
   __device__ __forceinline__ void begin_chunk() {
     if constexpr (!Shape::kOneRing) {
       const int slot = weights_cursor_.slot;
       ptx::mbarrier_wait(&storage_.weights_full[slot], weights_cursor_.phase);
-      load_words(slot);
+      load_words<kOwn>(slot);
       __syncwarp();
       if (lane_ == 0) ptx::mbarrier_arrive(&storage_.weights_empty[slot]);
       weights_cursor_.advance();
     }
   }
 
+  template <int kOwn>
   __device__ __forceinline__ void begin_stage() {
     ptx::mbarrier_wait(&storage_.x_full[x_cursor_.slot], x_cursor_.phase);
-    if constexpr (Shape::kOneRing) load_words(x_cursor_.slot);
+    if constexpr (Shape::kOneRing) load_words<kOwn>(x_cursor_.slot);
   }
 
+  template <int kOwn>
   __device__ __forceinline__ void load_words(int slot) {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
       for (int b = 0; b < Shape::kBlocksPerChunk; ++b) {
         words_[t][b] = storage_.rings.weights[slot][column_ * kTiles + t][b][warp_][lane_];
@@ -131,53 +146,54 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   // The products of stage s from group kGroup on; behind each group the next one's fragments are
   // made. `previous`: the slot of the stage before.
-  template <int kGroup>
+  template <int kOwn, int kGroup>
   __device__ __forceinline__ void multiply_stage(int s, int slot, int previous, std::uint32_t k) {
-    multiply_group<kGroup>(slot);
-    ptx::wgmma_wait_group<Shape::kGroupsInFlight>();
-    if constexpr (kGroup == Shape::kGroupsInFlight - 1) this->release_x(previous);
-    constexpr int kNext = (kGroup + 1) * Shape::kGroupSteps;
+    multiply_group<kOwn, kGroup>(slot);
+    ptx::wgmma_wait_group<kGroupsInFlight>();
+    if constexpr (kGroup == kGroupsInFlight - 1) this->release_x(previous);
+    constexpr int kNext = (kGroup + 1) * kGroupSteps;
     if constexpr (kNext < Shape::kStageSteps) {
-      dequantise_group<kGroup + 1>(s, false, k);
-      multiply_stage<kGroup + 1>(s, slot, previous, k);
+      dequantise_group<kOwn, kGroup + 1>(s, false, k);
+      multiply_stage<kOwn, kGroup + 1>(s, slot, previous, k);
     }
   }
 
   // A group's steps of stage s of the chunk, at column k, from codes to fragments. `first`: the
   // slice begins here, maybe inside a group of columns.
-  template <int kGroup>
+  template <int kOwn, int kGroup>
   __device__ __forceinline__ void dequantise_group(int s, bool first, std::uint32_t k) {
-    dequantise<kGroup * Shape::kGroupSteps>(s, first, k);
-    if constexpr (Shape::kGroupSteps == 2) dequantise<kGroup * 2 + 1>(s, false, k);
+    dequantise<kOwn, kGroup * kGroupSteps>(s, first, k);
+    if constexpr (kGroupSteps == 2) dequantise<kOwn, kGroup * 2 + 1>(s, false, k);
   }
 
-  template <int kStep>
+  template <int kOwn, int kStep>
   __device__ __forceinline__ void dequantise(int s, bool first, std::uint32_t k) {
     if constexpr (kStep == 0) {
-      if (first || Shape::kPhases > 1 || (k & group_mask_) == 0) load_parameters<kStep>();
+      if (first || Shape::kPhases > 1 || (k & group_mask_) == 0) load_parameters<kOwn, kStep>();
     } else if constexpr (kStep % 2 == 0) {
-      if (small_groups_ && (kStep * Layout::kStepK & group_mask_) == 0) load_parameters<kStep>();
+      if (small_groups_ && (kStep * Layout::kStepK & group_mask_) == 0)
+        load_parameters<kOwn, kStep>();
     }
     const int chunk_step = s * Shape::kStageSteps + kStep;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = 0; t < kOwn; ++t) {
       const uint4& words = words_[t][chunk_step / Layout::kStepsPerBlock];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        fragments_[kStep % Shape::kFragmentSets][t][e] = weight_pair<kStep % kSets>(
+        fragments_[kStep % kFragmentSets][t][e] = weight_pair<kStep % kSets>(
             word_of(words, e), chunk_step % Layout::kStepsPerBlock, t, e % 2);
       }
     }
   }
 
   // Of the groups that step kStep and the one after it lie in.
-  template <int kStep>
+  template <int kOwn, int kStep>
   __device__ __forceinline__ void load_parameters() {
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
       const int row = (kStep + set) * Layout::kStepK >> args_.group_shift;
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
+      for (int t = 0; t < kOwn; ++t) {
         const auto stored = this->stored_parameters(x_cursor_.slot, row, t);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -223,17 +239,17 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // Starts a group of products.
-  template <int kGroup>
+  template <int kOwn, int kGroup>
   __device__ __forceinline__ void multiply_group(int slot) {
     const std::uint64_t x =
         x_descriptor_ + static_cast<std::uint32_t>(slot) * (sizeof(typename Storage::X) >> 4);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < Shape::kGroupSteps; ++i) {
-      const int step = kGroup * Shape::kGroupSteps + i;
+    for (int i = 0; i < kGroupSteps; ++i) {
+      const int step = kGroup * kGroupSteps + i;
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        ptx::wgmma_k16<T>(sums_[t], fragments_[step % Shape::kFragmentSets][t],
+      for (int t = 0; t < kOwn; ++t) {
+        ptx::wgmma_k16<T>(sums_[t], fragments_[step % kFragmentSets][t],
                           x + (Shape::x_bytes(step) >> 4));
       }
     }
@@ -247,7 +263,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   RingCursor<Storage::kStages, Shape::kPhases> x_cursor_;
   RingCursor<Storage::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
-  std::uint32_t fragments_[Shape::kFragmentSets][kTiles][4];
+  std::uint32_t fragments_[kFragmentSets][kTiles][4];
   Parameters parameters_[kSets][kTiles][2];  // [set][strip][h]
 };
 

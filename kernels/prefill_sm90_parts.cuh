@@ -78,7 +78,7 @@ struct HopperPrefillShape {
   static constexpr int kConsumers = kConsumersN * kPhases;
   static constexpr int kThreads = 128 * (1 + kConsumers);
   static constexpr int kStrips = C.tile_n / Layout::kBlockN;  // of the CTA
-  // Of 64 channels, per consumer; with kRaised the last consumers can have fewer.
+  // Of 64 channels, per consumer; the last one can have fewer.
   static constexpr int kTiles = (kStrips + kConsumersN - 1) / kConsumersN;
   static constexpr bool kEvenStrips = kStrips % kConsumersN == 0;
   // Batch rows that a consumer writes at once.
@@ -88,15 +88,17 @@ struct HopperPrefillShape {
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
   static constexpr int kLaunchRegisters = 65536 / C.ctas_per_sm / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = kRaised ? 64 : 40;
-  static constexpr int kConsumerRegisters = C.ctas_per_sm == 2 ? (kRaised ? 88 : 96)
-                                            : kConsumers == 2  ? 232
-                                            : kConsumers == 3  ? (kRaised ? 144 : 152)
-                                                               : 104;
+  static constexpr bool kShortOfRegisters = kRaised || !kEvenStrips;
+  static constexpr int kProducerRegisters = kRaised ? 64 : kShortOfRegisters ? 32 : 40;
+  static constexpr int kConsumerRegisters = C.ctas_per_sm == 2        ? (kRaised ? 88 : 96)
+                                            : kConsumers == 2         ? 232
+                                            : kConsumers == 3         ? (kRaised ? 144 : 152)
+                                            : kProducerRegisters > 32 ? 104
+                                                                      : 112;
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
   static_assert(C.threads() == 128 * kConsumers && kConsumers >= 2 && kConsumers <= 4);
-  static_assert((kRaised || kEvenStrips) && (kPhases == 1 || kOneRing) &&
+  static_assert(kStrips > (kConsumersN - 1) * kTiles && (kPhases == 1 || kOneRing) &&
                 C.tile_m % kPassRows == 0 && C.tile_m <= 256);
 };
 

@@ -42,11 +42,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
     this->clear_sums();
     with_sum_steps<kGeneral>(args_, [&]<int kSumSteps>() {
-      constexpr int kLast = Shape::kStrips % kTiles;  // strips of a warpgroup that has fewer
-      if constexpr (kLast != 0) {
-        if (!this->has_strip(kTiles - 1)) return multiply_by<kSumSteps, kLast>(tile);
-      }
-      multiply_by<kSumSteps, kTiles>(tile);
+      this->with_own_strips([&]<int kOwn>() { multiply_by<kSumSteps, kOwn>(tile); });
     });
   }
 

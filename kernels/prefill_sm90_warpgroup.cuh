@@ -79,13 +79,15 @@ class PrefillWarpgroup {
         member_(first.member),
         slice_(first.slice) {}
 
-  // This thread in its warpgroup, and the slices of K. In kRaised they are found anew where they
-  // are needed: there they are not worth registers throughout the main loop.
+  // This thread in its warpgroup; found anew where it is needed if it is not worth registers
+  // throughout the main loop.
   struct Place {
     int thread, warp, lane;
   };
   __device__ __forceinline__ Place place() const {
-    if constexpr (!Shape::kRaised) return {static_cast<int>(threadIdx.x) % 128, warp_, lane_};
+    if constexpr (!Shape::kShortOfRegisters) {
+      return {static_cast<int>(threadIdx.x) % 128, warp_, lane_};
+    }
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
     return {thread, thread / 32, thread % 32};
   }
@@ -147,6 +149,17 @@ class PrefillWarpgroup {
   // Whether strip t of this consumer is one of the tile's.
   __device__ __forceinline__ bool has_strip(int t) const {
     return Shape::kEvenStrips || column_ * kTiles + t < Shape::kStrips;
+  }
+
+  // function<strips>() with those of this consumer.
+  template <class Function>
+  __device__ __forceinline__ void with_own_strips(Function function) const {
+    if constexpr (!Shape::kEvenStrips) {
+      constexpr int kLast = Shape::kStrips % kTiles;
+      static_assert(kLast != 0);  // all have kTiles but the last consumer
+      if (!has_strip(kTiles - 1)) return function.template operator()<kLast>();
+    }
+    function.template operator()<kTiles>();
   }
 
   template <class Function>

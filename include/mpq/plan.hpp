@@ -112,12 +112,6 @@ inline constexpr std::array kKernelTable{
                  .ctas_per_sm = 2},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
-                 .tile_n = 256,
-                 .tile_m = 16,
-                 .warps_n = 16,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
                  .tile_n = 384,
                  .tile_m = 16,
                  .warps_n = 12,
@@ -144,7 +138,13 @@ inline constexpr std::array kKernelTable{
                  .ctas_per_sm = 2},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
-                 .tile_n = 256,
+                 .tile_n = 384,
+                 .tile_m = 32,
+                 .warps_n = 12,
+                 .stages = 8},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 448,
                  .tile_m = 32,
                  .warps_n = 16,
                  .stages = 8},
@@ -301,13 +301,13 @@ constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
 constexpr bool has_several_strips(const KernelConfig& config) noexcept {
   return config.tile_n > 16 * config.warps_n;
 }
-/// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 16 rows
-/// those of 8 rows, and of several strips a warpgroup, are for raised codes only; with raised codes
-/// those of warpgroups that split K are seldom ahead of others (bench/NOTES.md).
+/// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for few rows those
+/// of 8 rows are for raised codes only; so are warpgroups that split K, but the other way round;
+/// and 8 bits, where memory is the limit, want no large tiles (bench/NOTES.md).
 constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
-  if (config.isa != Isa::sm90a || config.tile_m > 16) return true;
-  const bool only_raised = config.tile_m < 16 || has_several_strips(config);
-  return bits == 8 ? !only_raised : config.warps_k == 1;
+  if (config.isa != Isa::sm90a || config.tile_m > 64) return true;
+  if (bits == 8) return config.tile_m > 8 && config.tile_n == 128;
+  return config.tile_m > 16 || config.warps_k == 1;
 }
 /// Whether a kernel runs on a device.
 constexpr bool is_available(const KernelConfig& config, int bits,
