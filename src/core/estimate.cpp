@@ -246,12 +246,13 @@ double estimate_digits(const Problem& problem, const DeviceTraits& device,
 
 double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
                          const DeviceTraits& device, double cycles) {
-  constexpr double kDecodeShares = -700, kShares = -800;
+  constexpr double kDecodeShares = -700, kFull = 0.95, kShares = -800;
   constexpr double kLarge = 700, kLargePart = 0.1;
   constexpr int kLargeDecodeCluster = 4, kLargeCluster = 7;
   if (ctas <= device.sm_count) return 0;
   if (config.family == KernelFamily::decode) {
-    return cluster >= kLargeDecodeCluster ? 0 : kDecodeShares;
+    const bool leaves_room = static_cast<double>(ctas) <= kFull * 2 * device.sm_count;
+    return cluster < kLargeDecodeCluster && leaves_room ? kDecodeShares : 0;
   }
   if (config.ctas_per_sm == 1) return 0;
   return cluster >= kLargeCluster ? kLarge + kLargePart * cycles : kShares;

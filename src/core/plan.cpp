@@ -23,8 +23,9 @@ constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // kernels; on Hopper of all, with fewer than 4 bits and with more, and in one pass of some.
 constexpr std::int64_t kDecodeRows = 128;
 constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
-// In between, with up to 8 rows, decode's estimates are this share of what they should be.
-constexpr double kUnderestimated = 0.9;
+// In between, with up to 8 rows, decode's estimates are this share of what they should be, or these
+// cycles less where digits are multiplied.
+constexpr double kUnderestimated = 0.9, kDigitsUnderestimated = 1600;
 constexpr std::int64_t kDecodeTileRows = 8;
 // Rows up to which tiles of 160 and 192 rows are considered: with more they fill nothing up, and
 // are slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
@@ -221,7 +222,11 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
     DeviceTraits h200_memory = device;
     h200_memory.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
     double prefill_cycles = choose_prefill(problem, h200_memory, options).cycles;
-    if (problem.m <= kDecodeTileRows) prefill_cycles *= kUnderestimated;
+    if (multiplies_digits(few.config())) {
+      prefill_cycles -= kDigitsUnderestimated;
+    } else if (problem.m <= kDecodeTileRows) {
+      prefill_cycles *= kUnderestimated;
+    }
     if (split_k(problem, device, options, few) <= prefill_cycles) return decode;
   }
   return choose_prefill(problem, device, options).kernel;
