@@ -301,9 +301,9 @@ constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
 constexpr bool has_several_strips(const KernelConfig& config) noexcept {
   return config.tile_n > 16 * config.warps_n;
 }
-/// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for few rows those
-/// of 8 rows are for raised codes only; so are warpgroups that split K, but the other way round;
-/// and 8 bits, where memory is the limit, want no large tiles (bench/NOTES.md).
+/// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 64 rows
+/// those of 8 rows are for raised codes only, and those whose warpgroups split K for all others; 8
+/// bits, where memory is the limit, gain nothing from more than 128 channels (bench/NOTES.md).
 constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
   if (config.isa != Isa::sm90a || config.tile_m > 64) return true;
   if (bits == 8) return config.tile_m > 8 && config.tile_n == 128;

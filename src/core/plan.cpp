@@ -160,7 +160,11 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
                                                 : estimate_products(problem, config, chunks, way);
       if (in_chain(device, options)) {
         cycles += estimate_in_chain(config, cluster, ctas, device, cycles);
-        if (ctas <= device.sm_count) shared = std::max(shared, alone_shared_bytes(device));
+      }
+      // Behind a gather it is in a chain, too.
+      const bool follows = options.programmatic || problem.gathers;
+      if (follows && runs_sm90a_code(device) && ctas <= device.sm_count) {
+        shared = std::max(shared, alone_shared_bytes(device));
       }
       if (cycles >= best) continue;
       best = cycles;
