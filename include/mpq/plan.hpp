@@ -303,10 +303,11 @@ constexpr bool has_several_strips(const KernelConfig& config) noexcept {
 }
 /// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 64 rows
 /// those of 8 rows are for raised codes only, and those whose warpgroups split K for all others; 8
-/// bits, where memory is the limit, gain nothing from more than 128 channels (bench/NOTES.md).
+/// bits, where memory is the limit, gain nothing from more than 128 channels up to 32 rows
+/// (bench/NOTES.md).
 constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
   if (config.isa != Isa::sm90a || config.tile_m > 64) return true;
-  if (bits == 8) return config.tile_m > 8 && config.tile_n == 128;
+  if (bits == 8) return config.tile_m == 64 || (config.tile_m > 8 && config.tile_n == 128);
   return config.tile_m > 16 || config.warps_k == 1;
 }
 /// Whether a kernel runs on a device.
