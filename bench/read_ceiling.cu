@@ -90,13 +90,10 @@ const std::array kVariants{
     variant<8, Walk::stride, 512>(2), variant<4, Walk::stride, 512>(4),
 };
 
-// With the smallest blocks of kVariants, one for each multiprocessor.
-constexpr std::size_t kResidentKernels = 8;
-
 // Windows of the pool read by one graph: so many that no replay finds its bytes in L2.
 int forwards_over(const RandomPool& pool, std::size_t bytes) {
   constexpr std::size_t kColdBytes = std::size_t{400} << 20;
-  constexpr std::size_t kFewest = kResidentKernels + 1;
+  constexpr std::size_t kFewest = ReadCeiling::kChainedWindows;
   return static_cast<int>(std::max(kFewest, std::min(pool.windows(bytes), kColdBytes / bytes)));
 }
 
@@ -110,9 +107,7 @@ ReadCeiling::ReadCeiling(const StreamTimer& timer, const RandomPool& pool, Mode 
   check(cudaDeviceGetAttribute(&sm_count_, cudaDevAttrMultiProcessorCount, device));
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   programmatic_launch_ = mode == Mode::chained && major >= 9;
-  // Kernels that overlap must not find each other's bytes in L2: as many windows as can be
-  // resident.
-  const std::size_t windows = programmatic_launch_ ? kResidentKernels + 1 : 2;
+  const std::size_t windows = programmatic_launch_ ? kChainedWindows : 2;
   const std::size_t largest = std::min(kLargestRead, pool.size() / windows);
   // Powers of two and the middle between them.
   for (std::size_t power = std::size_t{256} << 10; power <= largest; power *= 2) {

@@ -20,8 +20,12 @@ class ReadCeiling {
     int variant = 0;  ///< the kernel and grid that took it
   };
 
+  /// Windows that take turns where launches overlap: one more than there can be of these kernels at
+  /// once, eight blocks of 256 threads a multiprocessor, or they find each other's bytes in L2.
+  static constexpr std::size_t kChainedWindows = 9;
   /// The largest size that is measured, and the pool that takes for every mode.
-  static constexpr std::size_t kLargestRead = std::size_t{512} << 20, kPoolBytes = 9 * kLargestRead;
+  static constexpr std::size_t kLargestRead = std::size_t{512} << 20,
+                               kPoolBytes = kChainedWindows * kLargestRead;
 
   /// Measures, with L2 cold: sizes from 256 KiB to kLargestRead, or what the pool holds.
   ReadCeiling(const StreamTimer& timer, const RandomPool& pool, Mode mode, int repetitions);

@@ -270,16 +270,15 @@ Problem with_channels(Problem problem, std::int64_t channels) {
   return problem;
 }
 
-// The row of the sm90a prefill kernel for many rows that has this tile.
+// The row of the sm90a prefill kernel for many rows that has this tile; to be known when compiled.
 consteval int row_of_tile(int tile_n, int tile_m) {
-  int row = 0;
-  while (kKernelTable.at(static_cast<std::size_t>(row)).tile_n != tile_n ||
-         kKernelTable.at(static_cast<std::size_t>(row)).tile_m != tile_m ||
-         !shares_x(kKernelTable.at(static_cast<std::size_t>(row))) ||
-         kKernelTable.at(static_cast<std::size_t>(row)).isa != Isa::sm90a) {
-    ++row;
-  }
-  return row;
+  const auto row =
+      std::find_if(kKernelTable.begin(), kKernelTable.end(), [&](const KernelConfig& config) {
+        return config.isa == Isa::sm90a && shares_x(config) && config.tile_n == tile_n &&
+               config.tile_m == tile_m;
+      });
+  return row != kKernelTable.end() ? static_cast<int>(row - kKernelTable.begin())
+                                   : throw "no such tile";
 }
 
 // Cuts off the channels whose tiles would begin a wave without filling it, if that is faster: full

@@ -15,6 +15,12 @@ Problem problem(std::int64_t m, std::int64_t n = 8192, std::int64_t k = 8192) {
       .bits = 4, .m = m, .n = n, .k = k, .n_padded = round_up(n, 64), .k_padded = round_up(k, 128)};
 }
 
+Problem of_bits(int bits, std::int64_t m, std::int64_t n = 8192, std::int64_t k = 8192) {
+  Problem layer = problem(m, n, k);
+  layer.bits = bits;
+  return layer;
+}
+
 TEST_CASE("the plan covers every row and channel") {
   for (const std::int64_t m : {1, 7, 8, 9, 16, 17, 32, 33, 64, 100, 257, 4096, 100000}) {
     for (const std::int64_t n : {1, 63, 64, 65, 4096, 57344}) {
@@ -43,11 +49,6 @@ TEST_CASE("the plan covers every row and channel") {
 }
 
 TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") {
-  const auto of_bits = [](int bits, std::int64_t m, std::int64_t n, std::int64_t k) {
-    Problem layer = problem(m, n, k);
-    layer.bits = bits;
-    return layer;
-  };
   for (const int bits : {1, 2, 4, 8}) {
     const Plan one = plan(of_bits(bits, 1, 8192, 8192), kHopper);
     CHECK(one.config().family == KernelFamily::decode);
@@ -74,8 +75,7 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
 
 TEST_CASE("statistics stay packed where that was measured to be faster") {
   const auto packed = [](int bits, std::int64_t m, std::int64_t group, std::int64_t n) {
-    Problem statistics = problem(m, n);
-    statistics.bits = bits;
+    Problem statistics = of_bits(bits, m, n);
     statistics.group_columns = group;
     return keeps_statistics_packed(statistics, kHopper);
   };
@@ -104,9 +104,7 @@ TEST_CASE("tiles that are a few more than fit at once are a launch of their own"
 
 TEST_CASE("seven strips a CTA fill the device where powers of two of them do not") {
   const auto tile_n = [](int bits, std::int64_t m, std::int64_t n, std::int64_t k) {
-    Problem of_width = problem(m, n, k);
-    of_width.bits = bits;
-    return plan(of_width, kHopper).config().tile_n;
+    return plan(of_bits(bits, m, n, k), kHopper).config().tile_n;
   };
   for (const int bits : {1, 2, 4}) {
     CHECK(tile_n(bits, 8, 57344, 8192) == 448);
@@ -252,11 +250,9 @@ TEST_CASE("kernels that a width has no use for are refused") {
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     for (const int bits : {1, 2, 4, 8}) {
-      Problem of_width = problem(8);
-      of_width.bits = bits;
       CHECK(is_compiled(config, bits) !=
-            refuses([&] { plan(of_width, kHopper, {.kernel = kernel}); }, ErrorCode::unsupported,
-                    "is not for " + std::to_string(bits) + " bits"));
+            refuses([&] { plan(of_bits(bits, 8), kHopper, {.kernel = kernel}); },
+                    ErrorCode::unsupported, "is not for " + std::to_string(bits) + " bits"));
     }
   }
 }
