@@ -34,6 +34,7 @@
 #include "mpq/plan.hpp"
 #include "ptx/cluster.cuh"
 #include "ptx/memory.cuh"
+#include "static_for.cuh"
 
 namespace mpq::kernels {
 

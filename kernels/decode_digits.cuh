@@ -25,6 +25,7 @@
 #include "mpq/plan.hpp"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
+#include "static_for.cuh"
 
 namespace mpq::kernels {
 

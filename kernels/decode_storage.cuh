@@ -2,7 +2,6 @@
 // What the parts of the decode kernel share: its memory, and who works on what.
 
 #include <cstdint>
-#include <utility>
 
 #include "mpq/plan.hpp"
 
@@ -20,15 +19,6 @@ struct DecodeStorage {
   alignas(32) std::uint64_t arrived[2];
   std::uint64_t x_arrived;
 };
-
-/// Calls f<0>() to f<kCount - 1>().
-template <int kCount, class F>
-__device__ __forceinline__ void static_for(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (f.template operator()<I>(), ...);
-  }
-  (std::make_integer_sequence<int, kCount>{});
-}
 
 /// What a warp works through: of each of its columns of kWarpN channels, its part of each chunk of
 /// K. kChunked: there may be more than one chunk.

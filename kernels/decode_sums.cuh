@@ -10,6 +10,7 @@
 #include "dequant.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
+#include "static_for.cuh"
 
 namespace mpq::kernels {
 

@@ -1,8 +1,9 @@
 #pragma once
 // Prefill on Hopper: many batch rows, y^T = W x^T on wgmma. Weights are operand A from registers,
 // dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b); x is
-// operand B, brought by TMA into swizzled shared memory. With up to 16 rows and 4 bits operand A is
-// codes, raised (raised_codes.cuh), of mma.sync, and scales and zeros are for the sums of a group.
+// operand B, brought by TMA into swizzled shared memory. With up to 32 rows and 4 bits operand A is
+// codes, raised (raised_codes.cuh), and scales and zeros are for the sums of a group; with 8 rows
+// on mma.sync, whose products are short enough.
 //
 // A CTA is a producer warpgroup, whose warps have a ring in shared memory each to fill, and two to
 // four consumer warpgroups, each with its share of the tile's channels and all of its batch rows. K
@@ -32,6 +33,7 @@
 #include "prefill_sm90_parts.cuh"
 #include "prefill_sm90_producer.cuh"
 #include "prefill_sm90_raised.cuh"
+#include "prefill_sm90_raised_wgmma.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
@@ -94,21 +96,29 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
   if (args.followed) ptx::griddepcontrol_launch_dependents();
   TileWalk<WBits, C> tile(args);
   constexpr bool kRaised = HopperPrefillShape<WBits, C>::kRaised;
-  using Consumer = std::conditional_t<kRaised, RaisedConsumer<WBits, T, C, kGeneral>,
-                                      PrefillConsumer<WBits, T, C, kGeneral>>;
+  using Consumer =
+      std::conditional_t<!kRaised, PrefillConsumer<WBits, T, C, kGeneral>,
+                         std::conditional_t<C.tile_m == 8, RaisedConsumer<WBits, T, C, kGeneral>,
+                                            RaisedWgmmaConsumer<WBits, T, C, kGeneral>>>;
   Consumer consumer(args, storage, warpgroup, tile);
-  constexpr bool kOneBody = kRaised;  // where registers are short
-  if (!kOneBody && args.exchanges) {  // one tile
+  if constexpr (kRaised) {
+    // Registers are short: of a tile only its number is held while it is multiplied.
+    for (int number = ptx::cluster_index();; number += ptx::cluster_count()) {
+      if (!TileWalk<WBits, C>(args, number).valid()) break;
+      consumer.multiply(TileWalk<WBits, C>(args, number));
+      if (args.exchanges) consumer.reduce();
+      consumer.store(TileWalk<WBits, C>(args, ptx::opaque(number)));
+      if (args.exchanges) break;  // one tile
+    }
+  } else if (args.exchanges) {
     consumer.multiply(tile);
     consumer.reduce();
     consumer.store(tile);
-    return;
-  }
-  for (; tile.valid(); tile.next()) {
-    consumer.multiply(tile);
-    if (kOneBody && args.exchanges) consumer.reduce();
-    consumer.store(tile);
-    if (kOneBody && args.exchanges) break;
+  } else {
+    for (; tile.valid(); tile.next()) {
+      consumer.multiply(tile);
+      consumer.store(tile);
+    }
   }
 }
 

@@ -56,6 +56,15 @@ struct HopperPrefillShape {
   static constexpr bool kRaised = multiplies_raised_codes(C, WBits);
   static constexpr int kStageK = kFewRows ? kChunkK : 64;
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
+  /// Steps of a body of the loop of kRaised, where sums are of kSumSteps steps: those of one sum
+  /// where registers are short or code would be long, else what sums lie side by side.
+  template <int kSumSteps, bool kGeneral>
+  static constexpr int kRaisedBodySteps = [] {
+    if (kGeneral) return kSumSteps;
+    if (kSumSteps == 8) return kStageSteps;
+    const bool short_of_registers = C.warps_n == 16 && (C.tile_m > 16 || kSumSteps < 4);
+    return C.tile_m > 8 && !short_of_registers ? 8 : kSumSteps;
+  }();
   static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes
   static constexpr int kStagesPerChunk = kChunkK / kStageK;
   /// From the beginning of a slot's x to the columns of a k-step.
@@ -230,14 +239,17 @@ class TileWalk {
   int leader;                    ///< rank in the cluster of the first of them
   int slice;
 
-  __device__ __forceinline__ explicit TileWalk(const HopperPrefillArguments& args) : args_(args) {
+  __device__ __forceinline__ explicit TileWalk(const HopperPrefillArguments& args)
+      : TileWalk(args, ptx::cluster_index()) {}
+  /// At tile `number` of the cluster's: cluster_index() plus a multiple of cluster_count().
+  __device__ __forceinline__ TileWalk(const HopperPrefillArguments& args, int number)
+      : args_(args), tile_(number) {
     const int rank = ptx::cluster_rank();
     slice = slice_of_rank(args, rank);
     member = args.multicast == 2 ? rank % 2 : 0;
     leader = rank - member;
     chunk_begin = args.slice_chunks * slice + min(slice, args.longer_slices);
     chunk_count = args.slice_chunks + (slice < args.longer_slices ? 1 : 0);
-    tile_ = ptx::cluster_index();
     step_ = ptx::cluster_count();
     locate();
   }

@@ -202,21 +202,17 @@ class PrefillProducer {
   }
 
   // Products of x, as it lies in a slot, and a matrix whose first columns are minus the offsets and
-  // minus one. Two sums in turn: each product would wait for the one before.
+  // minus one.
   template <int kSumSteps>
   __device__ __forceinline__ void sum_x_by(const TileWalk<WBits, C>& tile, bool odd) {
     using Raised = RaisedCodes<WBits, T>;
-    static_assert(C.tile_m <= 16);  // those of a product
-    constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
-    constexpr int kChains = kSumSteps < 2 ? 1 : 2;
-    constexpr int kSpan = 8;  // steps at a time
+    constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
     const int lane = thread_ % 32;
-    const int row = lane % C.tile_m;  // whose piece the lane reads for ldmatrix
     // Of a k-step's columns, this lane's share of the matrix: column lane / 4.
-    std::uint32_t constants[Raised::kSteps];
+    OffsetFragments constants;
 #pragma unroll
-    for (int step = 0; step < Raised::kSteps; ++step) {
-      constants[step] = lane < 4   ? Raised::minus_offset(step % kSumSteps)
+    for (int step = 0; step < kWordSteps; ++step) {
+      constants[step] = lane < 4   ? Raised::minus_offset(step % kBody)
                         : lane < 8 ? Raised::minus_one()
                                    : 0;
     }
@@ -226,32 +222,52 @@ class PrefillProducer {
       // Never of a slot only some rounds: a round that is missed is as good as the next but one.
       if (slot % 2 != odd) continue;
       ptx::mbarrier_wait(&storage_.x_full[slot], x_cursor_.phase);
-#pragma unroll
-      for (int begin = 0; begin < Shape::kStageSteps; begin += kSpan) {
-        float sums[kSpan / kSumSteps][kChains][4] = {};
-#pragma unroll
-        for (int step = begin; step < begin + kSpan; ++step) {
-          const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
-          std::uint32_t x[4];
-          ptx::ldmatrix_x4(x, &storage_.rings.x[slot][step / kPartSteps][row][8 * piece]);
-          const std::uint32_t constant = constants[step % kSumSteps % Raised::kSteps];
-          ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
-                               constant);
-        }
-        if (lane % 4 == 0) {
-#pragma unroll
-          for (int i = 0; i < kSpan / kSumSteps; ++i) {
-            float(&s)[kChains][4] = sums[i];
-#pragma unroll
-            for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
-            float2* to = storage_.rings.x_sums[slot][begin / kSumSteps + i] + lane / 4;
-            to[0] = {s[0][0], s[0][1]};
-            if constexpr (C.tile_m > 8) to[8] = {s[0][2], s[0][3]};
-          }
-        }
-        __syncwarp();
+#pragma unroll 1
+      for (int row = 0; row < C.tile_m; row += kProductRows) {
+        sum_rows<kSumSteps>(slot, row, constants);
       }
       if (lane == 0) ptx::mbarrier_arrive(&storage_.x_summed[slot]);
+    }
+  }
+
+  static constexpr int kWordSteps = 16 / WBits;  // RaisedCodes::kSteps
+  using OffsetFragments = std::uint32_t[kWordSteps];
+  static constexpr int kProductRows = std::min(C.tile_m, 16);
+
+  // Of rows first_row ...: two sums in turn, for each product would wait for the one before.
+  template <int kSumSteps>
+  __device__ __forceinline__ void sum_rows(int slot, int first_row,
+                                           const OffsetFragments& constants) {
+    constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
+    constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
+    constexpr int kChains = kSumSteps < 2 ? 1 : 2;
+    constexpr int kSpan = 8;  // steps at a time
+    const int lane = thread_ % 32;
+    const int row = first_row + lane % kProductRows;  // whose piece the lane reads for ldmatrix
+#pragma unroll
+    for (int begin = 0; begin < Shape::kStageSteps; begin += kSpan) {
+      float sums[kSpan / kSumSteps][kChains][4] = {};
+#pragma unroll
+      for (int step = begin; step < begin + kSpan; ++step) {
+        const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
+        std::uint32_t x[4];
+        ptx::ldmatrix_x4(x, &storage_.rings.x[slot][step / kPartSteps][row][8 * piece]);
+        const std::uint32_t constant = constants[step % kBody % kWordSteps];
+        ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
+                             constant);
+      }
+      if (lane % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < kSpan / kSumSteps; ++i) {
+          float(&s)[kChains][4] = sums[i];
+#pragma unroll
+          for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
+          float2* to = storage_.rings.x_sums[slot][begin / kSumSteps + i] + first_row + lane / 4;
+          to[0] = {s[0][0], s[0][1]};
+          if constexpr (C.tile_m > 8) to[8] = {s[0][2], s[0][3]};
+        }
+      }
+      __syncwarp();
     }
   }
 

@@ -1,6 +1,6 @@
 #pragma once
-// The warpgroups of the Hopper prefill kernel that multiply few rows: codes as they are, raised,
-// and scales and zeros for the sums of a group.
+// The warpgroups of the Hopper prefill kernel that multiply 8 rows: codes as they are, raised, on
+// mma.sync, and scales and zeros for the sums of a group.
 
 #include <cstdint>
 
@@ -28,9 +28,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
                                             int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first) {
     cursor_.slot = phase_;
-    // For ldmatrix: its four matrices are 16 rows of x and a step, or 8 rows and two steps.
-    const int row = (kRowTiles == 2 ? lane_ / 16 * 8 : 0) + lane_ % 8;
-    const int piece = kRowTiles == 2 ? lane_ / 8 % 2 : lane_ / 8;
+    // For ldmatrix: its four matrices are two steps.
+    const int row = lane_ % 8, piece = lane_ / 8;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const int at = swizzled_piece(row, piece + 8 / kPieces * i);
@@ -52,17 +51,16 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   using Raised = RaisedCodes<WBits, T>;
   using Base::kTiles;
   static_assert(Shape::kOneRing && Shape::kStageSteps % 8 == 0);
-  static constexpr int kRowTiles = C.tile_m / 8;          // of a product
-  static constexpr int kPieces = kRowTiles == 2 ? 4 : 2;  // ldmatrix for 64 columns of x
-  static_assert(kRowTiles == 1 || kRowTiles == 2);
+  static constexpr int kPieces = 2;  // ldmatrix for 64 columns of x
+  static_assert(C.tile_m == 8);
   // Products of a tile that do not wait for each other: two at least are under way.
   template <int kOwn>
-  static constexpr int kChainsOf = kOwn == 1 ? 2 : kRowTiles;
+  static constexpr int kChainsOf = kOwn == 1 ? 2 : 1;
 
   // kSumSteps: of the columns that are summed before they are scaled. A body of the loop is a
   // stage, or one of its sums.
   template <int kSumSteps>
-  static constexpr int kBodySteps = kSumSteps < 8 || kGeneral ? kSumSteps : Shape::kStageSteps;
+  static constexpr int kBodySteps = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
 
   // kOwn: strips of this warpgroup.
   template <int kSumSteps, int kOwn>
@@ -119,8 +117,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     std::uint32_t x[4];
 #pragma unroll
     for (int step = begin; step < begin + kSumSteps; ++step) {
-      if (kRowTiles == 2 || kSumSteps == 1 || step % 2 == 0) load_x(x, slot, first + step);
-      const int half = kSumSteps == 1 ? first % 2 : step % 2;  // of 8 rows and two steps
+      if (kSumSteps == 1 || step % 2 == 0) load_x(x, slot, first + step);
+      const int half = kSumSteps == 1 ? first % 2 : step % 2;
 #pragma unroll
       for (int t = 0; t < kOwn; ++t) {
         const uint4& words = words_[t][step / Layout::kStepsPerBlock];
@@ -129,20 +127,16 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
         for (int e = 0; e < 4; ++e) {
           codes[e] = Raised::fragment(word_of(words, e), step % Layout::kStepsPerBlock);
         }
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          const int of = kRowTiles == 2 ? i : half;
-          ptx::mma_m16n8k16<T>(products[t][kRowTiles == 2 ? i : step % kChains], codes,
-                               of == 0 ? x[0] : x[2], of == 0 ? x[1] : x[3]);
-        }
+        ptx::mma_m16n8k16<T>(products[t][step % kChains], codes, half == 0 ? x[0] : x[2],
+                             half == 0 ? x[1] : x[3]);
       }
     }
 #pragma unroll
     for (int t = 0; t < kOwn; ++t) {
 #pragma unroll
-      for (int i = 0; i < 4 * kRowTiles; ++i) {
-        float product = products[t][i / 4][i % 4];
-        if constexpr (kChains > kRowTiles) product += products[t][1][i];
+      for (int i = 0; i < 4; ++i) {
+        float product = products[t][0][i];
+        if constexpr (kChains > 1) product += products[t][1][i];
         sums_[t][i] = __fmaf_rn(scale[t][i / 2 % 2], product, sums_[t][i]);
       }
     }
@@ -153,12 +147,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   __device__ __forceinline__ void begin_sum(int slot, int sum, int row,
                                             float (&products)[kOwn][kChainsOf<kOwn>][4],
                                             float (&scale)[kOwn][2]) {
-    float4 x_sums[kRowTiles];  // of two rows each
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-      x_sums[i] = *reinterpret_cast<const float4*>(
-          &storage_.rings.x_sums[slot][sum][8 * i + 2 * (lane_ % 4)]);
-    }
+    const float4 x_sums = *reinterpret_cast<const float4*>(
+        &storage_.rings.x_sums[slot][sum][2 * (lane_ % 4)]);  // of two rows
 #pragma unroll
     for (int t = 0; t < kOwn; ++t) {
       const auto stored = this->stored_parameters(slot, row, t);
@@ -168,15 +158,12 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
                                      kGeneral ? args_.scales_are_bf16 : T == DType::bf16);
         const float zero = static_cast<float>(stored.zeros >> (8 * h) & 0xffu);
         const float minus_affine = h == 0 ? -stored.affine.x : -stored.affine.y;
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          products[t][i][2 * h] = __fmaf_rn(zero, x_sums[i].y, x_sums[i].x);
-          products[t][i][2 * h + 1] = __fmaf_rn(zero, x_sums[i].w, x_sums[i].z);
-          if constexpr (kGeneral) {
-            float* sums = &sums_[t][4 * i + 2 * h];
-            sums[0] = __fmaf_rn(minus_affine, x_sums[i].y, sums[0]);
-            sums[1] = __fmaf_rn(minus_affine, x_sums[i].w, sums[1]);
-          }
+        products[t][0][2 * h] = __fmaf_rn(zero, x_sums.y, x_sums.x);
+        products[t][0][2 * h + 1] = __fmaf_rn(zero, x_sums.w, x_sums.z);
+        if constexpr (kGeneral) {
+          float* sums = &sums_[t][2 * h];
+          sums[0] = __fmaf_rn(minus_affine, x_sums.y, sums[0]);
+          sums[1] = __fmaf_rn(minus_affine, x_sums.w, sums[1]);
         }
       }
     }
@@ -192,7 +179,7 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     ptx::ldmatrix_x4(x, reinterpret_cast<const unsigned char*>(part) + at);
   }
 
-  int x_at_[kPieces];  // in 64 columns of x, this lane's part of a step, or of two
+  int x_at_[kPieces];  // in 64 columns of x, this lane's part of two steps
   RingCursor<Storage::kStages, Shape::kPhases> cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
 };

@@ -92,6 +92,15 @@ class PrefillWarpgroup {
     return {thread, thread / 32, thread % 32};
   }
 
+  // The CTA's slice of K, and which of those that share x it is.
+  __device__ __forceinline__ int slice() const {
+    if constexpr (!Shape::kShortOfRegisters) return slice_;
+    return slice_of_rank(cluster_, ptx::cluster_rank());
+  }
+  __device__ __forceinline__ int member() const {
+    return Shape::kFewRows ? 0 : member_;  // few rows are not shared
+  }
+
   // Chunks of the tile's slice that this warpgroup sees.
   __device__ __forceinline__ int own_chunks(const TileWalk<WBits, C>& tile) const {
     if constexpr (Shape::kPhases == 1) return tile.chunk_count;
@@ -186,7 +195,7 @@ class PrefillWarpgroup {
     return turn - over_split(cluster_, turn) * cluster_.split;
   }
   __device__ __forceinline__ bool owns(int t, int pass) const {
-    return slice_of(t, pass) == slice_ && phase_of(t, pass) == phase_;
+    return slice_of(t, pass) == slice() && phase_of(t, pass) == phase_;
   }
 
   // Where its sums come in, in its owner: by slices.
@@ -230,16 +239,17 @@ class PrefillWarpgroup {
     // The rings, which become inboxes, have been read everywhere.
     ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
+    const int slice = this->slice();
     for_each_unit([&](int t, int pass) {
       const int owner = slice_of(t, pass);
-      if (owner == slice_ || phase_of(t, pass) != phase_) return;
-      auto& inbox = inbox_of(t, pass)[slice_];
+      if (owner == slice || phase_of(t, pass) != phase_) return;
+      auto& inbox = inbox_of(t, pass)[slice];
 #pragma unroll
       for (int i = 0; i < kPassFragments; ++i) {
         const float* d = sums_of(t, pass, i);
         const float values[4] = {d[0], d[1], d[2], d[3]};
         ptx::st_async(&inbox[i][thread].x, values, &storage_.sums_arrived,
-                      owner * cluster_.multicast + member_);
+                      owner * cluster_.multicast + member());
       }
     });
     ptx::mbarrier_wait(&storage_.sums_arrived, 0);
@@ -251,16 +261,17 @@ class PrefillWarpgroup {
   // The sums of a unit that the warpgroup owns: those in its inbox and its own, in their order.
   __device__ __forceinline__ void add_inbox(int t, int pass, int thread) {
     const auto* inbox = inbox_of(t, pass);
+    const int slice = this->slice();
     float4 total[kPassFragments] = {};
 #pragma unroll 1
-    for (int i = 0; i < slice_; ++i) add_fragments(total, inbox[i], thread);
+    for (int i = 0; i < slice; ++i) add_fragments(total, inbox[i], thread);
 #pragma unroll
     for (int i = 0; i < kPassFragments; ++i) {
       const float* own = sums_of(t, pass, i);
       total[i].x += own[0], total[i].y += own[1], total[i].z += own[2], total[i].w += own[3];
     }
 #pragma unroll 1
-    for (int i = slice_ + 1; i < cluster_.split; ++i) add_fragments(total, inbox[i], thread);
+    for (int i = slice + 1; i < cluster_.split; ++i) add_fragments(total, inbox[i], thread);
 #pragma unroll
     for (int i = 0; i < kPassFragments; ++i) {
       float* own = sums_of(t, pass, i);

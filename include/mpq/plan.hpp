@@ -331,7 +331,7 @@ constexpr bool shares_x(const KernelConfig& config) noexcept {
 /// (raised_codes.cuh), instead of weights that are rounded to the activations' type.
 constexpr bool multiplies_raised_codes(const KernelConfig& config, int bits) noexcept {
   return config.family == KernelFamily::prefill && config.isa == Isa::sm90a &&
-         config.tile_m <= 16 && bits < 8;
+         (config.tile_m <= 16 || (config.tile_m == 32 && has_several_strips(config))) && bits < 8;
 }
 
 /// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.

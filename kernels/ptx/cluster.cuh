@@ -8,10 +8,10 @@
 
 namespace mpq::kernels::ptx {
 
-/// This CTA's rank in its cluster.
+/// This CTA's rank in its cluster; read where it stands, and so not held in between.
 __device__ __forceinline__ int cluster_rank() {
   int rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 

@@ -68,6 +68,12 @@ __device__ __forceinline__ void hold(float (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
+template <int kCount>
+__device__ __forceinline__ void hold(std::uint32_t (&fragments)[kCount][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * kCount; ++i) asm volatile("" : "+r"(fragments[i / 4][i % 4])::"memory");
+}
+
 // The sums d as an instruction's text and as its operands. Both grow by what the next tile adds.
 #define MPQ_TEXT_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define MPQ_TEXT_16 MPQ_TEXT_8 ", %8, %9, %10, %11, %12, %13, %14, %15"

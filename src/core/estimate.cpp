@@ -55,13 +55,26 @@ const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& prob
   return multiplies_raised_codes(config, problem.bits) ? kRaising : kRounding;
 }
 
+// By how much groups of fewer than 128 columns lengthen dequantising for few rows: more scales, and
+// with raised codes sums that end sooner.
+double small_groups(const KernelConfig& config, const Problem& problem) {
+  if (shares_x(config) || problem.group_columns >= 128) return 1;
+  const bool raised = multiplies_raised_codes(config, problem.bits);
+  if (problem.group_columns >= 64) return raised ? 1.28 : 1.11;
+  const bool sum_by_sum = config.warps_n == 16 && config.tile_m > 8;  // short of registers
+  return !raised ? 1.3 : sum_by_sum ? 2.15 : 1.85;
+}
+
 // Issue slots that a warp needs for 64 channels x 64 columns, its share of a stage's bookkeeping
-// included.
+// included; groups of 128 columns.
 double dequantising_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
     const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 81.1 : 70.7;
-    return slots * (has_several_strips(config) ? 0.862 : 1) * (config.tile_m > 8 ? 1.168 : 1);
+    return slots * (has_several_strips(config) ? 0.862 : 1) *
+           (config.tile_m > 16  ? 1.3
+            : config.tile_m > 8 ? 1.144
+                                : 1);
   }
   switch (problem.bits) {
     case 8:
@@ -126,7 +139,8 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
   const double bytes = 4.0 * config.tile_n * config.tile_m;
   const double tensor = bytes / 4 * kStageK / kMultiplyAddsPerCycle;
   const FewRowCosts& costs = few_row_costs(config, problem);
-  const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem);
+  const double dequantise =
+      config.tile_n / 64 * dequantising_slots(config, problem) * small_groups(config, problem);
   const double alone = costs.alone * dequantise + costs.alone_tensor * tensor;
   const double crowded =
       std::max(alone, 2 * costs.crowded *
@@ -173,6 +187,7 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
   const FewRowCosts& costs = few_row_costs(config, problem);
   const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
+                            small_groups(config, problem) *
                             (config.warps_k > 1 ? costs.in_phases : 1);
   const double exposed = few_rows ? costs.exposed : config.tile_m <= 128 ? 0.43 : 0.376;
   const double busy =

@@ -222,10 +222,12 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
     Plan few;
     few.kernel = decode;
     few.grid_m = 1;
-    // The decode kernels' estimate knows no other memory than an H200's.
+    // The decode kernels' estimate knows no other memory than an H200's, nor small groups.
     DeviceTraits h200_memory = device;
     h200_memory.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
-    double prefill_cycles = choose_prefill(problem, h200_memory, options).cycles;
+    Problem large_groups = problem;
+    large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
+    double prefill_cycles = choose_prefill(large_groups, h200_memory, options).cycles;
     if (multiplies_digits(few.config())) {
       prefill_cycles -= kDigitsUnderestimated;
     } else if (problem.m <= kDecodeTileRows) {

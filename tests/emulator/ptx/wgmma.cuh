@@ -26,6 +26,8 @@ template <int kRegisters>
 void setmaxnreg_dec() {}
 template <int kCount>
 void hold(float (&)[kCount]) {}
+template <int kCount>
+void hold(std::uint32_t (&)[kCount][4]) {}
 
 template <DType T, int kCount>
 void wgmma_k16(float (&d)[kCount], const std::uint32_t (&a)[4], std::uint64_t b) {
