@@ -35,3 +35,12 @@ function(mpq_precompile target)
     endforeach()
   endif()
 endfunction()
+
+# mpq_unite(target files): so many files at a time are one translation unit, so what they all include and
+# instantiate is compiled once. For programs whose files are parts of one namespace; not where mpq is part
+# of another project, as above.
+function(mpq_unite target files)
+  if(PROJECT_IS_TOP_LEVEL)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${files})
+  endif()
+endfunction()

@@ -35,7 +35,7 @@ AtomicFile::AtomicFile(const std::filesystem::path& target) : target_(target) {
   }
   static std::atomic<unsigned> count{0};
   do {
-    temporary_ = target_.parent_path() / fmt::format(".mpq-{}-{}.tmp", ::getpid(), count++);
+    temporary_ = target_.parent_path() / detail::format(".mpq-{}-{}.tmp", ::getpid(), count++);
     fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   } while (fd_ < 0 && errno == EEXIST);
   if (fd_ < 0) fail_io("cannot create", errno);

@@ -51,10 +51,10 @@ std::string suggestions(std::string_view wanted, const std::vector<LayerInfo>& l
   }
   const std::size_t shown = std::min(kShown, ranked.size());
   std::ranges::partial_sort(ranked, ranked.begin() + static_cast<std::ptrdiff_t>(shown));
-  std::string text = shown < ranked.size() ? fmt::format("the closest of {} are ", ranked.size())
+  std::string text = shown < ranked.size() ? detail::format("the closest of {} are ", ranked.size())
                                            : std::string("there is ");
   for (std::size_t i = 0; i < shown; ++i) {
-    text += fmt::format("{}{}", i == 0 ? "" : ", ", in_quotes(ranked[i].second));
+    text += detail::format("{}{}", i == 0 ? "" : ", ", in_quotes(ranked[i].second));
   }
   return text;
 }
@@ -181,14 +181,14 @@ AnyQuantizedWeights Checkpoint::read(std::string_view layer) const {
   const auto& found = impl_->layers[index];
   if (!info.mixed_bits.empty()) {
     fail(ErrorCode::unsupported, "layer {}: its widths are {} bits: it is read with read_mixed",
-         in_quotes(layer), fmt::join(info.mixed_bits, ", "));
+         in_quotes(layer), detail::joined(info.mixed_bits, ", "));
   }
   try {
     auto weights = make_quantized_weights(info.bits, found.format->decode(found.tensors, info));
     check_structure(data_of(weights), info.bits);
     return weights;
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));
+    throw Error(error.code(), detail::format("layer {}: {}", in_quotes(layer), error.what()));
   }
 }
 
@@ -227,7 +227,7 @@ MixedWeights Checkpoint::read_mixed(std::string_view layer) const {
     check_structure(weights);
     return weights;
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));
+    throw Error(error.code(), detail::format("layer {}: {}", in_quotes(layer), error.what()));
   }
 }
 

@@ -240,7 +240,7 @@ SettingsTree written_settings(std::span<const WrittenLayer> layers,
   SettingsTree groups;
   groups.set("group_0", group_settings(usual, {"Linear"}));
   for (auto& [layer, names] : others) {
-    groups.set(fmt::format("group_{}", groups.members.size()),
+    groups.set(detail::format("group_{}", groups.members.size()),
                group_settings(*layer, std::move(names)));
   }
   return SettingsTree{}

@@ -32,7 +32,7 @@ const Format& format_named(std::string_view name) {
   std::string names;
   for (const Format* format : kFormats) {
     if (format->name == name) return *format;
-    names += fmt::format("{}{}", names.empty() ? "" : ", ", format->name);
+    names += detail::format("{}{}", names.empty() ? "" : ", ", format->name);
   }
   fail(ErrorCode::unsupported, "checkpoint format {} is not supported, these are: {}",
        in_quotes(name), names);

@@ -68,10 +68,10 @@ void correct_version(const LayerTensors& tensors, const LayerSettings& settings,
   const auto middle = 1u << (info.bits - 1);
   if (!all_zeros_are(tensors, info, version == 1 ? middle : middle - 1)) return;
   const char* actual = version == 1 ? "gptq_v2" : "gptq";
-  info.note = fmt::format(
+  info.note = detail::format(
       "labelled {}, but every stored zero is {}, as {} stores the zero {} of symmetric weights: {}",
       version == 1 ? "gptq" : "gptq_v2", version == 1 ? middle : middle - 1, actual, middle,
-      settings.format_is_forced ? "read as the caller says" : fmt::format("read as {}", actual));
+      settings.format_is_forced ? "read as the caller says" : detail::format("read as {}", actual));
   if (!settings.format_is_forced) info.format = actual;
 }
 

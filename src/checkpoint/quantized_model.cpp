@@ -37,7 +37,7 @@ std::vector<const LayerInfo*> chosen_layers(const Checkpoint& checkpoint,
     if (options.filter && !options.filter(layer)) continue;
     if (!layer.mixed_bits.empty()) {
       fail(ErrorCode::unsupported, "layer {}: its widths are {} bits, a model has one for a layer",
-           in_quotes(layer.name), fmt::join(layer.mixed_bits, ", "));
+           in_quotes(layer.name), detail::joined(layer.mixed_bits, ", "));
     }
     chosen.push_back(&layer);
   }
@@ -132,7 +132,7 @@ class Loader {
       budget_.release(need);
       const std::string message = error.what();
       if (message.starts_with("layer ")) throw;
-      throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(info.name), message));
+      throw Error(error.code(), detail::format("layer {}: {}", in_quotes(info.name), message));
     }
     checkpoint_.release(info.name);
     budget_.release(need);

@@ -204,7 +204,7 @@ class HeaderEvents {
   template <class... Args>
   [[noreturn]] void bad(fmt::format_string<Args...> format, Args&&... args) {
     fail(ErrorCode::invalid_file, "{}: {}", where_,
-         fmt::format(format, std::forward<Args>(args)...));
+         detail::format(format, std::forward<Args>(args)...));
   }
 
   SafetensorsHeader& header_;

@@ -61,8 +61,8 @@ std::string header_text(std::span<const SafetensorsTensor> tensors,
   if (!metadata.empty()) {
     text += "\"__metadata__\":{";
     for (const auto& [key, value] : metadata) {
-      text += fmt::format("{}{}:{}", text.back() == '{' ? "" : ",", json_string(key),
-                          json_string(value));
+      text += detail::format("{}{}:{}", text.back() == '{' ? "" : ",", json_string(key),
+                             json_string(value));
     }
     text += "}";
   }
@@ -73,9 +73,10 @@ std::string header_text(std::span<const SafetensorsTensor> tensors,
     if (bytes > std::numeric_limits<std::uint64_t>::max() - begin) {
       fail(ErrorCode::invalid_argument, "the tensors together have more than 2^64 bytes");
     }
-    text += fmt::format(R"({}{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                        text.size() == 1 ? "" : ",", json_string(tensor.name),
-                        to_string(tensor.type), fmt::join(tensor.shape, ","), begin, begin + bytes);
+    text += detail::format(R"({}{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                           text.size() == 1 ? "" : ",", json_string(tensor.name),
+                           to_string(tensor.type), detail::joined(tensor.shape, ","), begin,
+                           begin + bytes);
     begin += bytes;
   }
   text += "}";

@@ -117,7 +117,7 @@ LayerSettings Settings::unchecked(std::string_view name) const {
 LayerSettings Settings::for_layer(std::string_view name) const {
   LayerSettings settings = unchecked(name);
   check_ranges(settings, ErrorCode::invalid_file,
-               fmt::format("settings of layer {}", in_quotes(name)));
+               detail::format("settings of layer {}", in_quotes(name)));
   return settings;
 }
 

@@ -32,7 +32,7 @@ const SettingsObject::Json* SettingsObject::find(Keys keys) const {
 }
 
 SettingsObject SettingsObject::child(const std::string& key, const Json& value) const {
-  return {std::shared_ptr<const Json>(json_, &value), fmt::format("{}: {}", where_, key)};
+  return {std::shared_ptr<const Json>(json_, &value), detail::format("{}: {}", where_, key)};
 }
 
 void SettingsObject::refuse(const std::string& key, const Json& value, const char* expected) const {

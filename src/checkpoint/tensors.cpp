@@ -31,14 +31,14 @@ std::size_t first_inexact(const std::vector<float>& values, DType dtype) {
 }  // namespace
 
 std::string Tensor::where() const {
-  return fmt::format("{}: tensor {}", file->path().string(), in_quotes(entry->name));
+  return detail::format("{}: tensor {}", file->path().string(), in_quotes(entry->name));
 }
 
 const Tensor& Tensor::of_type(std::initializer_list<SafetensorsType> types) const {
   if (std::ranges::find(types, type()) == types.end()) {
     std::string expected;
     for (const auto each : types) {
-      expected += fmt::format("{}{}", expected.empty() ? "" : " or ", to_string(each));
+      expected += detail::format("{}{}", expected.empty() ? "" : " or ", to_string(each));
     }
     fail(ErrorCode::invalid_file, "{} has dtype {}, expected {}", where(), to_string(type()),
          expected);
@@ -113,7 +113,7 @@ const Tensor* LayerTensors::find(std::string_view suffix) const {
 const Tensor& LayerTensors::get(std::string_view suffix) const {
   if (const Tensor* tensor = find(suffix)) return *tensor;
   fail(ErrorCode::invalid_file, "layer {}: tensor {} is missing", in_quotes(prefix_),
-       in_quotes(fmt::format("{}{}{}", prefix_, prefix_.empty() ? "" : ".", suffix)));
+       in_quotes(detail::format("{}{}{}", prefix_, prefix_.empty() ? "" : ".", suffix)));
 }
 
 std::uint64_t LayerTensors::bytes() const {

@@ -11,7 +11,7 @@ std::string in_quotes(std::string_view text) {
     if (i >= kLimit && (byte & 0xc0u) != 0x80u) return out + "...\"";
     if (i >= kLimit + 4) return out + "...\"";  // not UTF-8 at all
     if (byte < 0x20u || byte == 0x7fu) {
-      out += fmt::format("\\x{:02x}", byte);
+      out += detail::format("\\x{:02x}", byte);
     } else {
       if (byte == '"' || byte == '\\') out += '\\';
       out += text[i];
@@ -23,8 +23,8 @@ std::string in_quotes(std::string_view text) {
 std::string shape_text(std::span<const std::int64_t> shape) {
   std::string out = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) {
-    if (i == 8) return out + fmt::format(", ... {} dimensions]", shape.size());
-    out += fmt::format("{}{}", i == 0 ? "" : ", ", shape[i]);
+    if (i == 8) return out + detail::format(", ... {} dimensions]", shape.size());
+    out += detail::format("{}{}", i == 0 ? "" : ", ", shape[i]);
   }
   return out + "]";
 }

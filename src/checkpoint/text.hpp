@@ -1,8 +1,6 @@
 #pragma once
 // Messages of the checkpoint code: one line whatever a file calls its tensors.
 
-#include <fmt/format.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -10,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/format.hpp"
 #include "mpq/error.hpp"
 
 namespace mpq::detail {
@@ -22,7 +21,7 @@ std::string shape_text(std::span<const std::int64_t> shape);
 
 template <class... Args>
 [[noreturn]] void fail(ErrorCode code, fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(code, fmt::format(format, std::forward<Args>(args)...));
+  throw Error(code, detail::format(format, std::forward<Args>(args)...));
 }
 
 }  // namespace mpq::detail

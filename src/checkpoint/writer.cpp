@@ -26,7 +26,7 @@ const FormatWriter& writer_named(const std::string& name) {
     if (format->name == name && format->writer != nullptr) return *format->writer;
   }
   fail(ErrorCode::unsupported, "format {} cannot be written, these can: {}", in_quotes(name),
-       fmt::join(writable_formats(), ", "));
+       detail::joined(writable_formats(), ", "));
 }
 
 void write_text(const fs::path& path, const std::string& text) {
@@ -105,7 +105,7 @@ struct CheckpointWriter::Impl {
       fail(ErrorCode::invalid_argument, "{}: exists and is no empty directory", target.string());
     }
     part = target;
-    part += fmt::format(".part-{}", ::getpid());
+    part += detail::format(".part-{}", ::getpid());
     if (!fs::create_directory(part, error)) {
       fail(ErrorCode::io_failure, "{}: cannot be made: {}", part.string(),
            error ? error.message() : "exists");
@@ -131,7 +131,7 @@ struct CheckpointWriter::Impl {
   }
 
   fs::path shard_path(std::size_t index) const {
-    return part / fmt::format("shard-{}.safetensors", index);
+    return part / detail::format("shard-{}.safetensors", index);
   }
 
   void flush() {
@@ -154,7 +154,8 @@ struct CheckpointWriter::Impl {
     }
     SettingsTree map;
     for (std::size_t i = 0; i < shard_names.size(); ++i) {
-      const auto file = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shard_names.size());
+      const auto file =
+          detail::format("model-{:05}-of-{:05}.safetensors", i + 1, shard_names.size());
       fs::rename(shard_path(i), part / file);
       for (const auto& name : shard_names[i]) map.set(name, file);
     }
@@ -206,7 +207,7 @@ EncodingLoss CheckpointWriter::add(const std::string& layer, const AnyQuantizedW
       }
     }
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("layer {}: {}", in_quotes(layer), error.what()));
+    throw Error(error.code(), detail::format("layer {}: {}", in_quotes(layer), error.what()));
   }
   std::uint64_t bytes = 0;
   for (const auto& tensor : tensors) bytes += tensor.bytes.size();

@@ -1,7 +1,5 @@
 #include "mpq/device.hpp"
 
-#include <fmt/format.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -9,6 +7,7 @@
 #include <utility>
 
 #include "core/cuda_runtime.hpp"
+#include "core/format.hpp"
 #include "mpq/error.hpp"
 #include "mpq/types.hpp"
 
@@ -23,7 +22,7 @@ int Device::cuda_count() noexcept {
 }
 
 std::string to_string(Device device) {
-  return device.is_cpu() ? "cpu" : fmt::format("cuda:{}", device.index());
+  return device.is_cpu() ? "cpu" : detail::format("cuda:{}", device.index());
 }
 
 DeviceTraits traits_of(Device device) {
@@ -57,8 +56,8 @@ void check_range(const DeviceBuffer& buffer, const char* what, std::size_t bytes
                  std::size_t offset) {
   if (offset > buffer.size() || bytes > buffer.size() - offset) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("{}: bytes [{}, {} + {}) lie outside the buffer of {} bytes", what,
-                            offset, offset, bytes, buffer.size()));
+                detail::format("{}: bytes [{}, {} + {}) lie outside the buffer of {} bytes", what,
+                               offset, offset, bytes, buffer.size()));
   }
 }
 
@@ -73,7 +72,7 @@ DeviceBuffer::DeviceBuffer(Device device, std::size_t bytes) : device_(device), 
   const std::size_t rounded = bytes + (kHostAlignment - bytes % kHostAlignment) % kHostAlignment;
   data_ = rounded < bytes ? nullptr : std::aligned_alloc(kHostAlignment, rounded);
   if (data_ == nullptr) {
-    throw Error(ErrorCode::device_failure, fmt::format("cpu: no memory for {} bytes", bytes));
+    throw Error(ErrorCode::device_failure, detail::format("cpu: no memory for {} bytes", bytes));
   }
 }
 

@@ -2,12 +2,11 @@
 // H^-1: when feature i is rounded, the best change of the features j > i that makes up for its
 // error e = (w_i - w'_i) / U_ii is w_j -= e * U_ij. Output channels do not touch each other.
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "core/format.hpp"
 #include "core/group_quantizer.hpp"
 #include "cpu/thread_pool.hpp"
 #include "mpq/error.hpp"
@@ -22,7 +21,7 @@ using detail::Range;
 
 template <class... Args>
 [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ErrorCode::invalid_argument, fmt::format(format, std::forward<Args>(args)...));
+  throw Error(ErrorCode::invalid_argument, detail::format(format, std::forward<Args>(args)...));
 }
 
 /// Several sums, since compilers may not reorder the additions of one.

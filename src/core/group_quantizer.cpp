@@ -1,10 +1,9 @@
 #include "core/group_quantizer.hpp"
 
-#include <fmt/format.h>
-
 #include <cmath>
 #include <limits>
 
+#include "core/format.hpp"
 #include "mpq/error.hpp"
 
 namespace mpq::detail {
@@ -13,7 +12,7 @@ namespace {
 
 template <class... Args>
 [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ErrorCode::invalid_argument, fmt::format(format, std::forward<Args>(args)...));
+  throw Error(ErrorCode::invalid_argument, detail::format(format, std::forward<Args>(args)...));
 }
 
 }  // namespace

@@ -1,10 +1,9 @@
 #include "mpq/linear.hpp"
 
-#include <fmt/format.h>
-
 #include <limits>
 
 #include "core/backend.hpp"
+#include "core/format.hpp"
 #include "mpq/error.hpp"
 
 namespace mpq {
@@ -19,45 +18,48 @@ constexpr std::int64_t kMaxExtent = std::numeric_limits<std::int32_t>::max() - 1
 
 void check_extent(const char* name, std::int64_t value, std::int64_t least) {
   if (value < least || value > kMaxExtent) {
-    refuse(fmt::format("{} is {}, must be in [{}, {}]", name, value, least, kMaxExtent));
+    refuse(detail::format("{} is {}, must be in [{}, {}]", name, value, least, kMaxExtent));
   }
 }
 
 void check_config(int bits, const LinearConfig& config) {
   if (!is_supported_bits(bits)) {
-    throw Error(ErrorCode::unsupported, fmt::format("w_bit is {}, must be 1, 2, 4 or 8", bits));
+    throw Error(ErrorCode::unsupported, detail::format("w_bit is {}, must be 1, 2, 4 or 8", bits));
   }
   check_extent("in_features", config.in_features, 1);
   check_extent("out_features", config.out_features, 1);
   if (config.group_size != -1 && config.group_size < 1) {
-    refuse(fmt::format("group_size is {}, must be >= 1, or -1 for one group", config.group_size));
+    refuse(
+        detail::format("group_size is {}, must be >= 1, or -1 for one group", config.group_size));
   }
   if (config.dtype != DType::f16 && config.dtype != DType::bf16) {
-    refuse(fmt::format("dtype is {}, must be f16 or bf16", static_cast<int>(config.dtype)));
+    refuse(detail::format("dtype is {}, must be f16 or bf16", static_cast<int>(config.dtype)));
   }
 }
 
 void check_matrix(const char* name, const ConstMatrix& matrix, std::int64_t cols,
                   const char* cols_name, DType dtype) {
   if (matrix.dtype != dtype) {
-    refuse(fmt::format("forward: {} is {}, the layer computes in {}", name, to_string(matrix.dtype),
-                       to_string(dtype)));
+    refuse(detail::format("forward: {} is {}, the layer computes in {}", name,
+                          to_string(matrix.dtype), to_string(dtype)));
   }
-  check_extent(fmt::format("forward: rows of {}", name).c_str(), matrix.rows, 0);
+  check_extent(detail::format("forward: rows of {}", name).c_str(), matrix.rows, 0);
   if (matrix.cols != cols) {
-    refuse(fmt::format("forward: {} has {} columns, {} is {}", name, matrix.cols, cols_name, cols));
+    refuse(
+        detail::format("forward: {} has {} columns, {} is {}", name, matrix.cols, cols_name, cols));
   }
   if (matrix.rows > 1 && (matrix.ld < cols || matrix.ld > kMaxExtent)) {
-    refuse(fmt::format("forward: leading dimension of {} is {}, must be in [{}, {}]", name,
-                       matrix.ld, cols, kMaxExtent));
+    refuse(detail::format("forward: leading dimension of {} is {}, must be in [{}, {}]", name,
+                          matrix.ld, cols, kMaxExtent));
   }
   if (matrix.rows == 0) return;
   if (matrix.data == nullptr) {
-    refuse(fmt::format("forward: {} [{}, {}] is a null pointer", name, matrix.rows, matrix.cols));
+    refuse(
+        detail::format("forward: {} [{}, {}] is a null pointer", name, matrix.rows, matrix.cols));
   }
   if (reinterpret_cast<std::uintptr_t>(matrix.data) % 2 != 0) {
-    refuse(
-        fmt::format("forward: {} at {} is not aligned to its 2-byte elements", name, matrix.data));
+    refuse(detail::format("forward: {} at {} is not aligned to its 2-byte elements", name,
+                          matrix.data));
   }
 }
 
@@ -86,12 +88,12 @@ LinearCore& LinearCore::operator=(LinearCore&&) noexcept = default;
 
 const Backend& LinearCore::backend(const char* caller, State least) const {
   if (backend_ == nullptr) {
-    throw Error(ErrorCode::not_prepared, fmt::format("{}: the layer was moved from", caller));
+    throw Error(ErrorCode::not_prepared, detail::format("{}: the layer was moved from", caller));
   }
   if (state_ < least) {
     throw Error(ErrorCode::not_prepared,
-                fmt::format("{} was called before {}", caller,
-                            state_ == State::empty ? "load" : "prepare_params"));
+                detail::format("{} was called before {}", caller,
+                               state_ == State::empty ? "load" : "prepare_params"));
   }
   return *backend_;
 }
@@ -103,7 +105,7 @@ void LinearCore::load(const WeightsData& weights, StreamRef stream) {
     if (have != want) {
       throw Error(
           ErrorCode::invalid_weights,
-          fmt::format("load: {} of the weights is {}, the layer's is {}", name, have, want));
+          detail::format("load: {} of the weights is {}, the layer's is {}", name, have, want));
     }
   };
   same("in_features", weights.in_features, config_.in_features);
@@ -144,17 +146,17 @@ void LinearCore::forward(const ConstMatrix& x, const Matrix& y, const Workspace&
   check_matrix("x", x, config_.in_features, "in_features", config_.dtype);
   check_matrix("y", y, config_.out_features, "out_features", config_.dtype);
   if (x.rows != y.rows) {
-    refuse(fmt::format("forward: x has {} rows, y has {}", x.rows, y.rows));
+    refuse(detail::format("forward: x has {} rows, y has {}", x.rows, y.rows));
   }
   if (x.rows == 0) return;
   const std::size_t needed = backend.workspace_bytes(x.rows);
   if (workspace.bytes < needed || (needed > 0 && workspace.data == nullptr)) {
-    refuse(fmt::format("forward: the workspace has {} bytes, batch {} needs {}",
-                       workspace.data == nullptr ? 0 : workspace.bytes, x.rows, needed));
+    refuse(detail::format("forward: the workspace has {} bytes, batch {} needs {}",
+                          workspace.data == nullptr ? 0 : workspace.bytes, x.rows, needed));
   }
   if (needed > 0 && reinterpret_cast<std::uintptr_t>(workspace.data) % kWorkspaceAlignment != 0) {
-    refuse(fmt::format("forward: the workspace at {} is not aligned to {} bytes", workspace.data,
-                       kWorkspaceAlignment));
+    refuse(detail::format("forward: the workspace at {} is not aligned to {} bytes", workspace.data,
+                          kWorkspaceAlignment));
   }
   backend.forward(x, y, workspace, options, stream);
 }

@@ -1,10 +1,9 @@
 #include "mpq/mixed_weights.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <map>
 
+#include "core/format.hpp"
 #include "cpu/thread_pool.hpp"
 #include "mpq/error.hpp"
 #include "mpq/pack.hpp"
@@ -14,7 +13,7 @@ namespace {
 
 template <class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ErrorCode::invalid_weights, fmt::format(format, std::forward<Args>(args)...));
+  throw Error(ErrorCode::invalid_weights, detail::format(format, std::forward<Args>(args)...));
 }
 
 void check_size(const char* name, std::size_t size, std::int64_t expected) {
@@ -140,9 +139,10 @@ std::vector<MixedPiece> pieces_of(const MixedWeights& weights) {
   }
   for (const auto& [bits, groups] : by_width) {
     if (is_supported_bits(bits)) continue;
-    throw Error(ErrorCode::unsupported,
-                fmt::format("{} of {} groups have {} bits, which no Linear runs: 1, 2, 4 and 8 do",
-                            groups.size(), weights.groups.size(), bits));
+    throw Error(
+        ErrorCode::unsupported,
+        detail::format("{} of {} groups have {} bits, which no Linear runs: 1, 2, 4 and 8 do",
+                       groups.size(), weights.groups.size(), bits));
   }
   std::vector<MixedPiece> pieces;
   for (const auto& [bits, groups] : by_width) pieces.push_back(piece_of(weights, bits, groups));

@@ -1,7 +1,6 @@
 #include "mpq/model.hpp"
 
-#include <fmt/format.h>
-
+#include "core/format.hpp"
 #include "mpq/error.hpp"
 
 namespace mpq {
@@ -20,7 +19,7 @@ AnyLinear::Variant make_linear(int bits, const LinearConfig& config, Device devi
     default:
       break;
   }
-  throw Error(ErrorCode::unsupported, fmt::format("w_bit is {}, must be 1, 2, 4 or 8", bits));
+  throw Error(ErrorCode::unsupported, detail::format("w_bit is {}, must be 1, 2, 4 or 8", bits));
 }
 
 }  // namespace
@@ -41,8 +40,8 @@ void AnyLinear::load(const AnyQuantizedWeights& weights, StreamRef stream) {
         const Weights* same = std::get_if<Weights>(&weights);
         if (same == nullptr) {
           throw Error(ErrorCode::invalid_argument,
-                      fmt::format("load: the weights have {} bits, the layer has {}",
-                                  bits_of(weights), linear.w_bit));
+                      detail::format("load: the weights have {} bits, the layer has {}",
+                                     bits_of(weights), linear.w_bit));
         }
         linear.load(*same, stream);
       },

@@ -1,11 +1,10 @@
 #include "mpq/pack.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <optional>
 
+#include "core/format.hpp"
 #include "core/statistics.hpp"
 #include "cpu/thread_pool.hpp"
 #include "mpq/error.hpp"
@@ -20,17 +19,17 @@ void check_pack_arguments(const char* what, std::size_t size, std::size_t expect
                           std::int64_t n, int bits) {
   if (!is_supported_bits(bits)) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("bits is {}, expected 1, 2, 4 or 8", bits));
+                detail::format("bits is {}, expected 1, 2, 4 or 8", bits));
   }
   constexpr std::int64_t kMaxExtent = 0x7fffffff;
   if (k < 0 || n < 0 || k > kMaxExtent || n > kMaxExtent) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("shape is [{}, {}], expected 0 to {} each", k, n, kMaxExtent));
+                detail::format("shape is [{}, {}], expected 0 to {} each", k, n, kMaxExtent));
   }
   if (size != expected) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("{} {}, expected {} for k = {}, n = {}, {} bits", size, what, expected,
-                            k, n, bits));
+                detail::format("{} {}, expected {} for k = {}, n = {}, {} bits", size, what,
+                               expected, k, n, bits));
   }
 }
 
@@ -205,8 +204,8 @@ std::vector<std::uint32_t> pack(std::span<const std::uint8_t> codes, std::int64_
       if (largest < limit) continue;
       const auto at = std::find_if(source, source + n, [&](std::uint8_t c) { return c >= limit; });
       throw Error(ErrorCode::invalid_argument,
-                  fmt::format("code of column {}, channel {} is {}, expected less than {}", column,
-                              at - source, *at, limit));
+                  detail::format("code of column {}, channel {} is {}, expected less than {}",
+                                 column, at - source, *at, limit));
     }
   });
   return words;

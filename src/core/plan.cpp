@@ -1,12 +1,11 @@
 #include "mpq/plan.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <limits>
 
 #include "core/estimate.hpp"
+#include "core/format.hpp"
 #include "mpq/error.hpp"
 #include "mpq/layout.hpp"
 #include "mpq/workspace.hpp"
@@ -246,8 +245,8 @@ void place_tiles(const Problem& problem, const DeviceTraits& device, const Clust
   const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
   if (tiles > std::numeric_limits<std::int32_t>::max()) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("plan: {} x {} outputs are more tiles of {} than 32 bits count",
-                            problem.m, problem.n, to_string(config)));
+                detail::format("plan: {} x {} outputs are more tiles of {} than 32 bits count",
+                               problem.m, problem.n, to_string(config)));
   }
   // Slices of K have nothing to overlap with the next tile: the hardware hands out their tiles.
   const std::int64_t walkers =
@@ -331,26 +330,27 @@ bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device)
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   if (options.kernel < -1 || options.kernel >= kKernelCount) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: kernel is {}, the table has rows 0 to {}", options.kernel,
-                            kKernelCount - 1));
+                detail::format("plan: kernel is {}, the table has rows 0 to {}", options.kernel,
+                               kKernelCount - 1));
   }
   if (options.cluster != -1 && (options.cluster < 1 || options.cluster > kMostClusterCtas)) {
-    throw Error(ErrorCode::invalid_argument, fmt::format("plan: cluster is {}, it can be 1 to {}",
-                                                         options.cluster, kMostClusterCtas));
+    throw Error(ErrorCode::invalid_argument,
+                detail::format("plan: cluster is {}, it can be 1 to {}", options.cluster,
+                               kMostClusterCtas));
   }
   if (options.warps_n != -1 &&
       std::find(kWarpsN.begin(), kWarpsN.end(), options.warps_n) == kWarpsN.end()) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: warps_n is {}, it can be 1, 2, 4 or 8", options.warps_n));
+                detail::format("plan: warps_n is {}, it can be 1, 2, 4 or 8", options.warps_n));
   }
   if (options.multicast != -1 && options.multicast != 1 && options.multicast != 2) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: multicast is {}, it can be 1 or 2", options.multicast));
+                detail::format("plan: multicast is {}, it can be 1 or 2", options.multicast));
   }
   if (options.multicast * options.cluster > kMostClusterCtas) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("plan: multicast {} x cluster {} are more than {} CTAs",
-                            options.multicast, options.cluster, kMostClusterCtas));
+                detail::format("plan: multicast {} x cluster {} are more than {} CTAs",
+                               options.multicast, options.cluster, kMostClusterCtas));
   }
   Plan result;
   if (problem.m == 0) return result;
@@ -361,18 +361,18 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
 
   result.kernel = options.kernel != -1 ? options.kernel : choose(planned, device, options);
   if (result.kernel != -1 && !is_compiled(result.config(), problem.bits)) {
-    throw Error(ErrorCode::unsupported, fmt::format("plan: {} is not for {} bits",
-                                                    to_string(result.config()), problem.bits));
+    throw Error(ErrorCode::unsupported, detail::format("plan: {} is not for {} bits",
+                                                       to_string(result.config()), problem.bits));
   }
   if (result.kernel == -1 || !is_available(result.config(), problem.bits, device)) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("plan: {} needs {}, the device has compute capability {}{}",
-                            result.kernel == -1 ? "every kernel" : to_string(result.config()),
-                            result.kernel != -1 && result.config().isa == Isa::sm90a
-                                ? "compute capability 90 and a build for 90a"
-                                : "compute capability 80 or higher",
-                            device.compute_capability,
-                            device.sm90a_code ? "" : ", the build has no code for 90a"));
+                detail::format("plan: {} needs {}, the device has compute capability {}{}",
+                               result.kernel == -1 ? "every kernel" : to_string(result.config()),
+                               result.kernel != -1 && result.config().isa == Isa::sm90a
+                                   ? "compute capability 90 and a build for 90a"
+                                   : "compute capability 80 or higher",
+                               device.compute_capability,
+                               device.sm90a_code ? "" : ", the build has no code for 90a"));
   }
   const KernelConfig& config = result.config();
   const int tile_rows = config.family == KernelFamily::decode
@@ -387,22 +387,22 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
   }
   if (grid_m > kMaxGridM) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("plan: batch is {}, {} takes at most {} rows", problem.m,
-                            to_string(config), kMaxGridM * tile_rows));
+                detail::format("plan: batch is {}, {} takes at most {} rows", problem.m,
+                               to_string(config), kMaxGridM * tile_rows));
   }
   if (config.family == KernelFamily::decode) {
     if (options.cluster != -1 && std::find(kDecodeClusters.begin(), kDecodeClusters.end(),
                                            options.cluster) == kDecodeClusters.end()) {
       throw Error(ErrorCode::invalid_argument,
-                  fmt::format("plan: cluster is {}, in a decode kernel it can be 1, 2, 4 or 8",
-                              options.cluster));
+                  detail::format("plan: cluster is {}, in a decode kernel it can be 1, 2, 4 or 8",
+                                 options.cluster));
     }
     if (options.cluster > 1 && !runs_sm90a_code(device)) {
       throw Error(
           ErrorCode::unsupported,
-          fmt::format("plan: cluster is {}, which needs compute capability 90 and a build for "
-                      "90a; the device has {}",
-                      options.cluster, device.compute_capability));
+          detail::format("plan: cluster is {}, which needs compute capability 90 and a build for "
+                         "90a; the device has {}",
+                         options.cluster, device.compute_capability));
     }
     result.grid_m = static_cast<unsigned>(ceil_div(planned.m, tile_rows));
     split_k(planned, device, options, result);
@@ -414,8 +414,8 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
     }
     if (result.grid_n == 0) {
       throw Error(ErrorCode::unsupported,
-                  fmt::format("plan: {} columns of x do not fit the shared memory of {}",
-                              problem.k_padded, to_string(config)));
+                  detail::format("plan: {} columns of x do not fit the shared memory of {}",
+                                 problem.k_padded, to_string(config)));
     }
   } else {
     result.grid_n = static_cast<unsigned>(ceil_div(problem.n_padded, config.tile_n));
@@ -425,9 +425,9 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
 }
 
 std::string to_string(const KernelConfig& config) {
-  return fmt::format("{} {} {}x{} warps {}x{}x{} stages {}", to_string(config.family),
-                     to_string(config.isa), config.tile_n, config.tile_m, config.warps_n,
-                     config.warps_m, config.warps_k, config.stages);
+  return detail::format("{} {} {}x{} warps {}x{}x{} stages {}", to_string(config.family),
+                        to_string(config.isa), config.tile_n, config.tile_m, config.warps_n,
+                        config.warps_m, config.warps_k, config.stages);
 }
 
 namespace {
@@ -436,13 +436,13 @@ namespace {
 template <class LaunchPlan>
 std::string launch_text(const LaunchPlan& plan) {
   std::string text =
-      fmt::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
+      detail::format("{} grid {}x{}", to_string(plan.config()), plan.grid_n, plan.grid_m);
   if constexpr (requires { plan.warps_n; }) {
-    if (plan.warps_n > 1) text += fmt::format(" warps_n {}", plan.warps_n);
+    if (plan.warps_n > 1) text += detail::format(" warps_n {}", plan.warps_n);
   }
-  if (plan.clusters > 0) text += fmt::format(" clusters {}", plan.clusters);
-  if (plan.multicast > 1) text += fmt::format(" multicast {}", plan.multicast);
-  if (plan.cluster > 1) text += fmt::format(" cluster {}", plan.cluster);
+  if (plan.clusters > 0) text += detail::format(" clusters {}", plan.clusters);
+  if (plan.multicast > 1) text += detail::format(" multicast {}", plan.multicast);
+  if (plan.cluster > 1) text += detail::format(" cluster {}", plan.cluster);
   return text;
 }
 
@@ -451,9 +451,10 @@ std::string launch_text(const LaunchPlan& plan) {
 std::string to_string(const Plan& plan) {
   if (plan.kernel == -1) return "nothing to do";
   std::string text = launch_text(plan);
-  if (plan.chunks > 1) text += fmt::format(" chunks {}", plan.chunks);
+  if (plan.chunks > 1) text += detail::format(" chunks {}", plan.chunks);
   if (plan.tail.kernel != -1) {
-    text += fmt::format(", from channel {} on {}", plan.tail.first_channel, launch_text(plan.tail));
+    text +=
+        detail::format(", from channel {} on {}", plan.tail.first_channel, launch_text(plan.tail));
   }
   if (plan.gathers) text += ", x gathered";
   if (plan.programmatic) text += ", programmatic";

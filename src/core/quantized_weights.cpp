@@ -1,11 +1,10 @@
 #include "mpq/quantized_weights.hpp"
 
-#include <fmt/format.h>
-
 #include <cmath>
 #include <limits>
 #include <string_view>
 
+#include "core/format.hpp"
 #include "core/statistics.hpp"
 #include "mpq/error.hpp"
 
@@ -18,7 +17,7 @@ constexpr std::int64_t kMaxExtent = std::numeric_limits<std::int32_t>::max();
 
 template <class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ErrorCode::invalid_weights, fmt::format(format, std::forward<Args>(args)...));
+  throw Error(ErrorCode::invalid_weights, detail::format(format, std::forward<Args>(args)...));
 }
 
 template <class T>
@@ -106,7 +105,7 @@ AnyQuantizedWeights make_quantized_weights(int bits, WeightsData data) {
       break;
   }
   throw Error(ErrorCode::unsupported,
-              fmt::format("weights of {} bits are not supported, expected 1, 2, 4 or 8", bits));
+              detail::format("weights of {} bits are not supported, expected 1, 2, 4 or 8", bits));
 }
 
 void check_structure(const WeightsData& weights, int bits) {
@@ -137,12 +136,13 @@ void check_structure(const WeightsData& weights, int bits) {
       }
     }
   } else {
-    check_empty("zeros", weights.zeros, fmt::format("zero_kind {}", to_string(weights.zero_kind)));
+    check_empty("zeros", weights.zeros,
+                detail::format("zero_kind {}", to_string(weights.zero_kind)));
   }
 
   if (weights.zero_kind != ZeroKind::affine) {
     check_empty("affine_zeros", weights.affine_zeros,
-                fmt::format("zero_kind {}", to_string(weights.zero_kind)));
+                detail::format("zero_kind {}", to_string(weights.zero_kind)));
   } else if (weights.double_quantized) {
     check_empty("affine_zeros", weights.affine_zeros, "double-quantised zeros");
   } else {

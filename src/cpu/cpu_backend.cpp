@@ -1,12 +1,11 @@
 #include "cpu/cpu_backend.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
 
+#include "core/format.hpp"
 #include "cpu/prepare.hpp"
 #include "cpu/thread_pool.hpp"
 #include "mpq/error.hpp"
@@ -74,9 +73,10 @@ class CpuBackend final : public Backend {
   void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                const ForwardOptions& options, StreamRef) const override {
     if (options.kernel != -1) {
-      throw Error(ErrorCode::invalid_argument,
-                  fmt::format("forward: kernel is {}, the CPU has none to choose from: must be -1",
-                              options.kernel));
+      throw Error(
+          ErrorCode::invalid_argument,
+          detail::format("forward: kernel is {}, the CPU has none to choose from: must be -1",
+                         options.kernel));
     }
     const cpu::Layer& layer = prepared_->layer;
     auto* const floats = static_cast<float*>(workspace.data);
@@ -104,7 +104,7 @@ class CpuBackend final : public Backend {
 
   std::string describe(std::int64_t, const ForwardOptions&) const override {
     const int threads = thread_count();
-    return fmt::format("cpu {} {} thread{}", kernels_.name, threads, threads == 1 ? "" : "s");
+    return detail::format("cpu {} {} thread{}", kernels_.name, threads, threads == 1 ? "" : "s");
   }
 
   TensorView qweight() const override {

@@ -148,8 +148,8 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   constexpr std::int64_t kMostParameters = std::numeric_limits<std::uint32_t>::max();
   if (order.kernel_groups() > kMostParameters / n_padded()) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("{} groups of {} output channels are more than {} scales",
-                            order.kernel_groups(), n_padded(), kMostParameters));
+                detail::format("{} groups of {} output channels are more than {} scales",
+                               order.kernel_groups(), n_padded(), kMostParameters));
   }
   const CurrentDevice current(device_);
   const auto put = [&](const auto& host, std::int64_t rows, std::int64_t cols) {
@@ -222,7 +222,7 @@ bool CudaBackend::packs_statistics(const PrepareOptions& options) const {
   const char* obstacle = why_not_packed();
   if (options.packed_statistics.value_or(false) && obstacle != nullptr) {
     throw Error(ErrorCode::unsupported,
-                fmt::format("prepare_params: statistics cannot stay packed, {}", obstacle));
+                detail::format("prepare_params: statistics cannot stay packed, {}", obstacle));
   }
   return obstacle == nullptr && options.packed_statistics.value_or(
                                     keeps_statistics_packed(problem(options.batch), traits_));
@@ -236,8 +236,9 @@ void CudaBackend::check_values() const {
       row = order_.group[static_cast<std::size_t>(row)];
       column = parameter_channel(column);
     }
-    throw Error(ErrorCode::invalid_weights,
-                fmt::format("{} of group {}, output channel {} is not finite", what, row, column));
+    throw Error(
+        ErrorCode::invalid_weights,
+        detail::format("{} of group {}, output channel {} is not finite", what, row, column));
   };
   const auto check = [&](const char* what, const auto& array) {
     const auto bad = find_non_finite(array, scale_dtype_);
@@ -265,7 +266,7 @@ void CudaBackend::check_values() const {
   check("the zero", parameters_.affine_zeros);
   if (const auto bad = find_non_finite(parameters_.bias, scale_dtype_)) {
     throw Error(ErrorCode::invalid_weights,
-                fmt::format("the bias of output channel {} is not finite", *bad));
+                detail::format("the bias of output channel {} is not finite", *bad));
   }
 }
 

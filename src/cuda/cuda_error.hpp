@@ -2,8 +2,8 @@
 // Every CUDA call's status becomes an Error; every call runs with the layer's device current.
 
 #include <cuda_runtime_api.h>
-#include <fmt/format.h>
 
+#include "core/format.hpp"
 #include "mpq/device.hpp"
 #include "mpq/error.hpp"
 
@@ -13,8 +13,8 @@ namespace mpq::detail {
 inline void check_cuda(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
   throw Error(ErrorCode::device_failure,
-              fmt::format("{} failed: {} ({})", call, cudaGetErrorString(status),
-                          cudaGetErrorName(status)));
+              detail::format("{} failed: {} ({})", call, cudaGetErrorString(status),
+                             cudaGetErrorName(status)));
 }
 
 /// Makes a device current and puts the previous one back.
@@ -27,8 +27,8 @@ class CurrentDevice {
     if (status != cudaSuccess) {
       (void)cudaGetLastError();  // a missing device is our error, not the caller's next one
       throw Error(ErrorCode::device_unavailable,
-                  fmt::format("{}: {}, this machine has {} CUDA devices", to_string(device),
-                              cudaGetErrorString(status), Device::cuda_count()));
+                  detail::format("{}: {}, this machine has {} CUDA devices", to_string(device),
+                                 cudaGetErrorString(status), Device::cuda_count()));
     }
     changed_ = true;
   }

@@ -13,7 +13,7 @@ void require(Device device) {
   const int count = Device::cuda_count();
   if (device.is_cpu() || device.index() >= count) {
     throw Error(ErrorCode::device_unavailable,
-                fmt::format("{}: this machine has {} CUDA devices", to_string(device), count));
+                detail::format("{}: this machine has {} CUDA devices", to_string(device), count));
   }
 }
 
@@ -41,8 +41,9 @@ void* cuda_allocate(Device device, std::size_t bytes) {
     (void)cudaGetLastError();
     std::size_t free = 0, total = 0;
     (void)cudaMemGetInfo(&free, &total);
-    throw Error(ErrorCode::device_failure, fmt::format("{}: no memory for {} bytes, {} of {} free",
-                                                       to_string(device), bytes, free, total));
+    throw Error(ErrorCode::device_failure,
+                detail::format("{}: no memory for {} bytes, {} of {} free", to_string(device),
+                               bytes, free, total));
   }
   check_cuda(status, "cudaMalloc");
   return data;
