@@ -95,19 +95,26 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
   if (!args.follows) ptx::griddepcontrol_wait();  // the predecessor may still read y
   if (args.followed) ptx::griddepcontrol_launch_dependents();
   TileWalk<WBits, C> tile(args);
-  constexpr bool kRaised = HopperPrefillShape<WBits, C>::kRaised;
+  using Shape = HopperPrefillShape<WBits, C>;
+  constexpr bool kRaised = Shape::kRaised;
   using Consumer =
       std::conditional_t<!kRaised, PrefillConsumer<WBits, T, C, kGeneral>,
                          std::conditional_t<C.tile_m == 8, RaisedConsumer<WBits, T, C, kGeneral>,
                                             RaisedWgmmaConsumer<WBits, T, C, kGeneral>>>;
   Consumer consumer(args, storage, warpgroup, tile);
-  if constexpr (kRaised) {
-    // Registers are short: of a tile only its number is held while it is multiplied.
+  if constexpr (Shape::kForgetsTile) {
     for (int number = ptx::cluster_index();; number += ptx::cluster_count()) {
       if (!TileWalk<WBits, C>(args, number).valid()) break;
       consumer.multiply(TileWalk<WBits, C>(args, number));
       if (args.exchanges) consumer.reduce();
       consumer.store(TileWalk<WBits, C>(args, ptx::opaque(number)));
+      if (args.exchanges) break;  // one tile
+    }
+  } else if constexpr (kRaised) {  // one body, where registers are short
+    for (; tile.valid(); tile.next()) {
+      consumer.multiply(tile);
+      if (args.exchanges) consumer.reduce();
+      consumer.store(tile);
       if (args.exchanges) break;  // one tile
     }
   } else if (args.exchanges) {

@@ -98,6 +98,8 @@ struct HopperPrefillShape {
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
   static constexpr int kLaunchRegisters = 65536 / C.ctas_per_sm / kThreads / 8 * 8;
   static constexpr bool kShortOfRegisters = kRaised || !kEvenStrips;
+  /// What a tile is (number, slice) is found anew after its products.
+  static constexpr bool kForgetsTile = kRaised && C.tile_m > 8;
   static constexpr int kProducerRegisters = kRaised ? 64 : kShortOfRegisters ? 32 : 40;
   static constexpr int kConsumerRegisters = C.ctas_per_sm == 2        ? (kRaised ? 88 : 96)
                                             : kConsumers == 2         ? 232

@@ -94,8 +94,8 @@ class PrefillWarpgroup {
 
   // The CTA's slice of K, and which of those that share x it is.
   __device__ __forceinline__ int slice() const {
-    if constexpr (!Shape::kShortOfRegisters) return slice_;
-    return slice_of_rank(cluster_, ptx::cluster_rank());
+    if constexpr (!Shape::kForgetsTile) return slice_;
+    return slice_of_rank(cluster_, ptx::cluster_rank_anew());
   }
   __device__ __forceinline__ int member() const {
     return Shape::kFewRows ? 0 : member_;  // few rows are not shared

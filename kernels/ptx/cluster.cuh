@@ -8,8 +8,15 @@
 
 namespace mpq::kernels::ptx {
 
-/// This CTA's rank in its cluster; read where it stands, and so not held in between.
+/// This CTA's rank in its cluster.
 __device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+/// The same, read where it stands: not worth a register in between, but it takes a while.
+__device__ __forceinline__ int cluster_rank_anew() {
   int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;

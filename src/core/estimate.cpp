@@ -60,8 +60,8 @@ const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& prob
 double small_groups(const KernelConfig& config, const Problem& problem) {
   if (shares_x(config) || problem.group_columns >= 128) return 1;
   const bool raised = multiplies_raised_codes(config, problem.bits);
-  if (problem.group_columns >= 64) return raised ? 1.28 : 1.11;
-  const bool sum_by_sum = config.warps_n == 16 && config.tile_m > 8;  // short of registers
+  if (problem.group_columns >= 64) return !raised ? 1.11 : config.tile_m > 8 ? 1.28 : 1;
+  const bool sum_by_sum = config.warps_n == 16 && config.tile_m > 16;  // short of registers
   return !raised ? 1.3 : sum_by_sum ? 2.15 : 1.85;
 }
 

@@ -13,6 +13,9 @@ namespace mpq::kernels::ptx {
 inline int cluster_rank() {
   return emulator::cta().rank;
 }
+inline int cluster_rank_anew() {
+  return cluster_rank();
+}
 inline int cluster_index() {
   return static_cast<int>(emulator::block_index().x / emulator::cta().cluster->ctas.size());
 }
