@@ -195,7 +195,7 @@ class PrefillProducer {
     });
   }
 
-  // Sums of x for RaisedConsumer, of the odd slots or of the others.
+  // Sums of x for raised codes, of the odd slots or of the others.
   __device__ __forceinline__ void sum_x(const TileWalk<WBits, C>& tile, bool odd) {
     with_sum_steps<kGeneral>(args_.forward,
                              [&]<int kSumSteps>() { sum_x_by<kSumSteps>(tile, odd); });

@@ -1,33 +1,24 @@
 #pragma once
-// The warpgroups of the Hopper prefill kernel that multiply 8 rows: codes as they are, raised, on
-// mma.sync, and scales and zeros for the sums of a group.
+// The warpgroups of the Hopper prefill kernel that multiply 8 rows and 4 bits and fewer: raised
+// codes on mma.sync.
 
 #include <cstdint>
 
-#include "dequant.cuh"
-#include "prefill_sm90_parts.cuh"
-#include "prefill_sm90_warpgroup.cuh"
-#include "ptx/mbarrier.cuh"
+#include "prefill_sm90_raised_warpgroup.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
-#include "raised_codes.cuh"
 
 namespace mpq::kernels {
 
-/// A warpgroup's channels of the tile, kTiles times 64; a warp's are kTiles times 16. Of the
-/// columns of a group, or of 128, with q + o a raised code:
-///   y += s (sum of (q + o) x - sum of o x - z sum of x)
-/// The sums of x come from the producer, and are where the products' sums begin.
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
-class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
+class RaisedConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
  public:
-  using Base = PrefillWarpgroup<WBits, T, C, kGeneral>;
+  using Base = RaisedWarpgroup<WBits, T, C, kGeneral>;
   using typename Base::Layout, typename Base::Shape, typename Base::Storage;
 
   __device__ __forceinline__ RaisedConsumer(const HopperPrefillArguments& args, Storage& storage,
                                             int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first) {
-    cursor_.slot = phase_;
     // For ldmatrix: its four matrices are two steps.
     const int row = lane_ % 8, piece = lane_ / 8;
 #pragma unroll
@@ -39,68 +30,33 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
-    this->clear_sums();
-    with_sum_steps<kGeneral>(args_, [&]<int kSumSteps>() {
-      this->with_own_strips([&]<int kOwn>() { multiply_by<kSumSteps, kOwn>(tile); });
+    this->sum([&]<int kSumSteps, int kOwn>() {
+      const int stages = this->own_chunks(tile);
+#pragma unroll 1
+      for (int stage = 0; stage < stages; ++stage) {
+        this->template add_stage<kSumSteps>(
+            [&](int slot, int first) { add_body<kSumSteps, kOwn>(slot, first); });
+      }
     });
   }
 
  private:
-  using Base::args_, Base::storage_, Base::sums_;
-  using Base::column_, Base::phase_, Base::warp_, Base::lane_;
-  using Raised = RaisedCodes<WBits, T>;
+  using Base::args_, Base::storage_, Base::sums_, Base::lane_;
   using Base::kTiles;
-  static_assert(Shape::kOneRing && Shape::kStageSteps % 8 == 0);
   static constexpr int kPieces = 2;  // ldmatrix for 64 columns of x
   static_assert(C.tile_m == 8);
   // Products of a tile that do not wait for each other: two at least are under way.
   template <int kOwn>
   static constexpr int kChainsOf = kOwn == 1 ? 2 : 1;
 
-  // kSumSteps: of the columns that are summed before they are scaled. A body of the loop is a
-  // stage, or one of its sums.
-  template <int kSumSteps>
-  static constexpr int kBodySteps = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
-
-  // kOwn: strips of this warpgroup.
   template <int kSumSteps, int kOwn>
-  __device__ __forceinline__ void multiply_by(const TileWalk<WBits, C>& tile) {
-    constexpr int kBody = kBodySteps<kSumSteps>;
-    const int stages = this->own_chunks(tile);
-#pragma unroll 1
-    for (int stage = 0; stage < stages; ++stage) {
-      const int slot = cursor_.slot;
-      ptx::mbarrier_wait(&storage_.x_summed[slot], cursor_.phase);
-#pragma unroll 1
-      for (int first = 0; first < Shape::kStageSteps; first += kBody) {
-        load_words<kBody, kOwn>(slot, first);
+  __device__ __forceinline__ void add_body(int slot, int first) {
+    constexpr int kBody = Base::template kBodySteps<kSumSteps>;
 #pragma unroll
-        for (int step = 0; step < kBody; step += kSumSteps) {
-          add_sum<kSumSteps, kOwn>(slot, first, step);
-        }
-      }
-      this->release_x(slot);
-      cursor_.advance();
-    }
-  }
-
-  // Of kSteps steps of a stage, shifted so that the first is where step 0 would be.
-  template <int kSteps, int kOwn>
-  __device__ __forceinline__ void load_words(int slot, int first) {
-    constexpr int kBlockSteps = Layout::kStepsPerBlock;
+    for (int t = 0; t < kOwn; ++t) this->template load_words<kBody>(words_[t], slot, first, t);
 #pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
-#pragma unroll
-      for (int b = 0; b < (kSteps + kBlockSteps - 1) / kBlockSteps; ++b) {
-        words_[t][b] =
-            storage_.rings
-                .weights[slot][column_ * kTiles + t][first / kBlockSteps + b][warp_][lane_];
-      }
-      if constexpr (kSteps < kBlockSteps) {
-        const int shift = first % kBlockSteps * WBits;
-        uint4& words = words_[t][0];
-        words.x >>= shift, words.y >>= shift, words.z >>= shift, words.w >>= shift;
-      }
+    for (int step = 0; step < kBody; step += kSumSteps) {
+      add_sum<kSumSteps, kOwn>(slot, first, step);
     }
   }
 
@@ -121,12 +77,8 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       const int half = kSumSteps == 1 ? first % 2 : step % 2;
 #pragma unroll
       for (int t = 0; t < kOwn; ++t) {
-        const uint4& words = words_[t][step / Layout::kStepsPerBlock];
         std::uint32_t codes[4];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          codes[e] = Raised::fragment(word_of(words, e), step % Layout::kStepsPerBlock);
-        }
+        Base::raise(codes, words_[t], step);
         ptx::mma_m16n8k16<T>(products[t][step % kChains], codes, half == 0 ? x[0] : x[2],
                              half == 0 ? x[1] : x[3]);
       }
@@ -154,17 +106,9 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       const auto stored = this->stored_parameters(slot, row, t);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        scale[t][h] = scale_to_float(static_cast<std::uint16_t>(stored.scales >> (16 * h)),
-                                     kGeneral ? args_.scales_are_bf16 : T == DType::bf16);
-        const float zero = static_cast<float>(stored.zeros >> (8 * h) & 0xffu);
-        const float minus_affine = h == 0 ? -stored.affine.x : -stored.affine.y;
-        products[t][0][2 * h] = __fmaf_rn(zero, x_sums.y, x_sums.x);
-        products[t][0][2 * h + 1] = __fmaf_rn(zero, x_sums.w, x_sums.z);
-        if constexpr (kGeneral) {
-          float* sums = &sums_[t][2 * h];
-          sums[0] = __fmaf_rn(minus_affine, x_sums.y, sums[0]);
-          sums[1] = __fmaf_rn(minus_affine, x_sums.w, sums[1]);
-        }
+        scale[t][h] = this->scale_of(stored, h);
+        Base::begin_at(&products[t][0][2 * h], &sums_[t][2 * h], Base::zero_of(stored, h), stored,
+                       h, x_sums);
       }
     }
   }
@@ -180,7 +124,6 @@ class RaisedConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   int x_at_[kPieces];  // in 64 columns of x, this lane's part of two steps
-  RingCursor<Storage::kStages, Shape::kPhases> cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
 };
 

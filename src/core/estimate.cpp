@@ -65,9 +65,9 @@ double small_groups(const KernelConfig& config, const Problem& problem) {
   return !raised ? 1.3 : sum_by_sum ? 2.15 : 1.85;
 }
 
-// Issue slots that a warp needs for 64 channels x 64 columns, its share of a stage's bookkeeping
-// included; groups of 128 columns.
-double dequantising_slots(const KernelConfig& config, const Problem& problem) {
+// Issue slots that a warp needs for 64 channels x 64 columns in groups of 128 and more, its share
+// of a stage's bookkeeping included.
+double large_group_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
     const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 81.1 : 70.7;
@@ -86,6 +86,10 @@ double dequantising_slots(const KernelConfig& config, const Problem& problem) {
     default:
       return bf16 ? 118 : 111;
   }
+}
+
+double dequantising_slots(const KernelConfig& config, const Problem& problem) {
+  return large_group_slots(config, problem) * small_groups(config, problem);
 }
 
 }  // namespace
@@ -139,8 +143,7 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
   const double bytes = 4.0 * config.tile_n * config.tile_m;
   const double tensor = bytes / 4 * kStageK / kMultiplyAddsPerCycle;
   const FewRowCosts& costs = few_row_costs(config, problem);
-  const double dequantise =
-      config.tile_n / 64 * dequantising_slots(config, problem) * small_groups(config, problem);
+  const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem);
   const double alone = costs.alone * dequantise + costs.alone_tensor * tensor;
   const double crowded =
       std::max(alone, 2 * costs.crowded *
@@ -187,7 +190,6 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   const double tensor = tile * kStageK / kMultiplyAddsPerCycle;
   const FewRowCosts& costs = few_row_costs(config, problem);
   const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
-                            small_groups(config, problem) *
                             (config.warps_k > 1 ? costs.in_phases : 1);
   const double exposed = few_rows ? costs.exposed : config.tile_m <= 128 ? 0.43 : 0.376;
   const double busy =

@@ -137,7 +137,7 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
 TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto group_size = GENERATE(16, 32, 64, -1);
-  constexpr std::int64_t kRows = 40, kK = 300, kN = 500;
+  constexpr std::int64_t kRows = 40, kK = 300, kN = 830;
   const auto weights = random_weights({.bits = bits,
                                        .k = kK,
                                        .n = kN,
