@@ -20,8 +20,8 @@
 //            nothing hides in one is beside the other's products
 //   grid     clusters walk over the tiles, batch tiles of a group first, so that a group's x stays
 //            in L2 while all of W passes; where K is split, a cluster has one tile
-//   stagger  the first consumer starts a little earlier: while one writes its part of y, the tensor
-//            cores belong to another
+//   y        a CTA that has tile after tile leaves y in shared memory, from where TMA writes it
+//            while the next tile is multiplied
 
 #include <cuda.h>
 #include <cuda_runtime.h>
@@ -67,6 +67,7 @@ __device__ __forceinline__ void initialise_barriers(
   } else if (thread == 96) {
     ptx::prefetch_tensormap(&args.x);
     ptx::prefetch_tensormap(&args.weights);
+    if (Shape::kStoresByTma && args.y_by_pieces) ptx::prefetch_tensormap(&args.y);
     ptx::mbarrier_init(&storage.sums_arrived, 1);
   } else {
     return;
@@ -107,26 +108,29 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
       if (!TileWalk<WBits, C>(args, number).valid()) break;
       consumer.multiply(TileWalk<WBits, C>(args, number));
       if (args.exchanges) consumer.reduce();
-      consumer.store(TileWalk<WBits, C>(args, ptx::opaque(number)));
+      consumer.template store<false>(TileWalk<WBits, C>(args, ptx::opaque(number)));
       if (args.exchanges) break;  // one tile
     }
   } else if constexpr (kRaised) {  // one body, where registers are short
     for (; tile.valid(); tile.next()) {
       consumer.multiply(tile);
       if (args.exchanges) consumer.reduce();
-      consumer.store(tile);
+      consumer.template store<false>(tile);
       if (args.exchanges) break;  // one tile
     }
   } else if (args.exchanges) {
     consumer.multiply(tile);
     consumer.reduce();
-    consumer.store(tile);
+    consumer.template store<true>(tile);
   } else {
-    for (; tile.valid(); tile.next()) {
+    while (tile.valid()) {
       consumer.multiply(tile);
-      consumer.store(tile);
+      const TileWalk<WBits, C> multiplied = tile;
+      tile.next();  // divides, beside what follows
+      consumer.template store<false>(multiplied);
     }
   }
+  consumer.finish();
 }
 
 /// One row of kKernelTable.

@@ -29,14 +29,6 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
         group_mask_((1u << args.forward.group_shift) - 1u),
         small_groups_(group_mask_ < Shape::kStageK - 1) {
     x_cursor_.slot = phase_;
-    if (kStaggers && first.repeats()) {
-      constexpr int kLead = 2;  // stages
-      if (warpgroup_ == 0) {
-        lead_chunk_ = min(kLead / Shape::kStagesPerChunk, first.chunk_count - 1);
-      } else {
-        ptx::bar_sync(kStaggerBarrier, 128 * Shape::kConsumers);
-      }
-    }
   }
 
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
@@ -48,7 +40,6 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   using Base::args_, Base::cluster_, Base::storage_, Base::sums_;
   using Base::warpgroup_, Base::column_, Base::phase_, Base::warp_, Base::lane_;
 
-  static constexpr bool kStaggers = !Shape::kFewRows;
   // As in Shape; shorter where registers are short.
   static constexpr bool kShort = kGeneral && Shape::kFewRows && kTiles > 1;
   static constexpr int kGroupSteps = kShort ? 1 : Shape::kGroupSteps,
@@ -83,12 +74,6 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
           begin_chunk<kOwn>();
           begin_stage<kOwn>();
           dequantise_group<kOwn, 0>(0, false, k);
-        }
-      }
-      if constexpr (kStaggers) {
-        if (chunk == lead_chunk_) {
-          ptx::bar_arrive(kStaggerBarrier, 128 * Shape::kConsumers);
-          lead_chunk_ = -1;
         }
       }
     }
@@ -256,7 +241,6 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     ptx::wgmma_commit_group();
   }
 
-  int lead_chunk_ = -1;  // after which the other consumer may start
   std::uint64_t x_descriptor_;
   std::uint32_t group_mask_;
   bool small_groups_;  // several begin in a stage

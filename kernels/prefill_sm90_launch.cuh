@@ -49,6 +49,8 @@ struct HopperPrefillLaunch {
     full.follows = launch.follows;
     cudaError_t status = cudaSuccess;
     if (aligned) status = encode_x(full);
+    full.y_by_pieces = reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0 && args.n % 8 == 0 &&
+                       (args.m == 1 || args.ldy % 8 == 0);
     if (status == cudaSuccess) status = encode_weights(full);
     if (status != cudaSuccess) return status;
 
@@ -69,7 +71,13 @@ struct HopperPrefillLaunch {
   }
 
   template <bool kGeneral>
-  static cudaError_t start(const HopperPrefillArguments& args, const Launch& grid) {
+  static cudaError_t start(HopperPrefillArguments& args, const Launch& grid) {
+    if (Shape::kStoresByTma && args.y_by_pieces) {
+      const int rows =
+          HopperPrefillStorage<WBits, kConfig, kGeneral>::kBoxPasses * Shape::kPassRows;
+      const cudaError_t status = encode_y(args, rows);
+      if (status != cudaSuccess) return status;
+    }
     return launch_kernel(prefill_sm90<WBits, T, Row, kGeneral>, dim3(grid.grid_n), Shape::kThreads,
                          std::max(kSharedBytes<kGeneral>, grid.shared_bytes), grid, args);
   }
@@ -95,6 +103,18 @@ struct HopperPrefillLaunch {
               .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
               .box = {Shape::kSwizzledK, static_cast<cuuint32_t>(rows)},
               .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+  }
+
+  static cudaError_t encode_y(HopperPrefillArguments& full, int rows) {
+    const ForwardArguments& args = full.forward;
+    const std::int64_t row = args.m == 1 ? args.n : args.ldy;
+    return encode_tensor_map<2>(
+        full.y, {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
+                 .data = args.y,
+                 .extent = {static_cast<cuuint64_t>(args.n), static_cast<cuuint64_t>(args.m)},
+                 .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
+                 .box = {Layout::kBlockN, static_cast<cuuint32_t>(rows)},
+                 .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
   }
 
   // KernelLayout as KiB: [strips][KiB of a strip][256 words].

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "arguments.hpp"
 #include "dequant.cuh"
@@ -19,6 +20,7 @@ namespace mpq::kernels {
 struct HopperPrefillArguments {
   CUtensorMap x;        ///< [m, k] halves, boxes [x_rows][64], 128-byte swizzle
   CUtensorMap last_x;   ///< the same with boxes of the rows that are left for the last of them
+  CUtensorMap y;        ///< [m, n] halves, boxes [rows of kBoxPasses][64], 128-byte swizzle
   CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
   ForwardArguments forward;
   int tiles_n, tiles_m;  ///< tiles of a cluster (multicast * tile_n channels) and of tile_m rows
@@ -28,10 +30,11 @@ struct HopperPrefillArguments {
   int split_reciprocal;             ///< of split, times 2^16, and a little more
   int first_channel;                ///< of the first tile
   int x_rows;                       ///< of a box of x
-  bool exchanges;  ///< sums of slices and phases are added up; a cluster then has one tile
-  bool followed;   ///< by a launch that computes other channels of the same y, and only
-  bool follows;    ///< begins when the kernels before this one have ended: such a launch
-  bool x_by_tma;   ///< else x's rows are not 16-byte aligned, and multicast is 1
+  bool exchanges;    ///< sums of slices and phases are added up; a cluster then has one tile
+  bool followed;     ///< by a launch that computes other channels of the same y, and only
+  bool follows;      ///< begins when the kernels before this one have ended: such a launch
+  bool x_by_tma;     ///< else x's rows are not 16-byte aligned, and multicast is 1
+  bool y_by_pieces;  ///< of 16 bytes, aligned
 };
 
 /// number / split, for small numbers.
@@ -93,6 +96,7 @@ struct HopperPrefillShape {
   // Batch rows that a consumer writes at once.
   static constexpr int kPassRows = kFewRows ? std::min(C.tile_m, 16) : 32;
   static constexpr int kPasses = C.tile_m / kPassRows;
+  static constexpr bool kStoresByTma = !kFewRows;  // where a CTA has tile after tile
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
@@ -119,7 +123,9 @@ struct HopperPrefillStorage {
   using Shape = HopperPrefillShape<WBits, C>;
   /// Groups that begin in a stage.
   static constexpr int kParameterRows = Shape::kStageK / (kGeneral ? 16 : 32);
-  static constexpr int kYBytes = Shape::kConsumers * Shape::kPassRows * Shape::Layout::kBlockN * 2;
+  /// A pass of y: 16-byte pieces permuted as in x.
+  using YPass = std::uint16_t[Shape::kPassRows][Shape::Layout::kBlockN];
+  static constexpr int kYBytes = Shape::kConsumers * static_cast<int>(sizeof(YPass));
   static constexpr int weight_stages(int stages) {
     constexpr int kPerChunk = Shape::kStagesPerChunk;
     return kPerChunk == 1 ? stages : (stages + kPerChunk - 1) / kPerChunk + 1;
@@ -139,34 +145,53 @@ struct HopperPrefillStorage {
   /// kRaised: of each row of x and each group's part in a stage, minus the sum of x times offsets
   /// and minus the sum of x.
   using XSums = float2[kParameterRows][Shape::kRaised ? C.tile_m : 1];
+  static constexpr int kRoom = (228 << 10) / C.ctas_per_sm - (1 << 10) - 2048 - kYBytes;
+  static constexpr int ring_bytes(int stages) {
+    return stages * static_cast<int>(sizeof(X) + sizeof(Parameters) + sizeof(XSums)) +
+           weight_stages(stages) * Shape::kWeightBytes;
+  }
+  /// Passes that TMA writes at once, as a box: all of a strip's where there is room for all
+  /// strips'.
+  static constexpr int kBoxPasses = [] {
+    constexpr int kLeft = kRoom - ring_bytes(C.stages);
+    if (Shape::kTiles * Shape::kPasses * kYBytes <= kLeft) return Shape::kPasses;
+    return Shape::kPasses % 2 == 0 && 2 * 2 * kYBytes <= kLeft ? 2 : 1;
+  }();
+  static constexpr int kBoxBytes = kBoxPasses * kYBytes;
+  static constexpr int kFewestBoxes =
+      Shape::kStoresByTma ? std::min(Shape::kTiles * Shape::kPasses / kBoxPasses, 2) : 0;
   /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
   static constexpr int kStages = [] {
-    constexpr int kRoom = (228 << 10) / C.ctas_per_sm - (1 << 10) - 2048 - kYBytes;
     int stages = C.stages;
-    const auto bytes = [&] {
-      return stages * static_cast<int>(sizeof(X) + sizeof(Parameters) + sizeof(XSums)) +
-             weight_stages(stages) * Shape::kWeightBytes;
-    };
-    while (bytes() > kRoom) --stages;
+    while (ring_bytes(stages) + kFewestBoxes * kBoxBytes > kRoom) --stages;
     return stages - stages % Shape::kPhases;  // a phase then has slots of its own
   }();
+  /// Boxes on their way out, of each consumer.
+  static constexpr int kBoxes = kFewestBoxes == 0
+                                    ? 0
+                                    : std::min((kRoom - ring_bytes(kStages)) / kBoxBytes,
+                                               Shape::kPasses* Shape::kTiles / kBoxPasses);
   static constexpr int kWeightStages = weight_stages(kStages);
   static_assert(kStages >= 2 && kWeightStages >= 2);
+  using Boxes =
+      std::conditional_t<kBoxes != 0, YPass[Shape::kConsumers][std::max(kBoxes, 1)][kBoxPasses],
+                         uint4>;
   struct Rings {
     alignas(1024) X x[kStages];
     alignas(128) Weights weights[kWeightStages];
     Parameters parameters[kStages];  // in step with x
     alignas(16) XSums x_sums[kStages];
+    alignas(kBoxes != 0 ? 1024 : 16) Boxes y_boxes;
   };
   /// The sums of a slice of K travel by pass and 64 channels: a unit.
   static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
+  /// Part of y on its way out, of each consumer.
+  alignas(1024) YPass y[Shape::kConsumers];
   union {
     Rings rings;
-    // Of the units that this CTA adds up, from each slice of K: fragments, four floats a thread.
+    // Of the units that this CTA adds up, from each slice: fragments, four floats a thread.
     float4 inbox[kUnits + kMostSlices * Shape::kPhases - 1][Shape::kPassRows / 8][128];
   };
-  /// Part of y on its way out: 16-byte pieces permuted as in x.
-  alignas(128) std::uint16_t y[Shape::kConsumers][Shape::kPassRows][Shape::Layout::kBlockN];
   std::uint64_t sums_arrived;  ///< in the inbox, from the cluster
   std::uint64_t x_full[kStages], x_empty[kStages];
   std::uint64_t x_summed[kStages];  ///< kRaised: the slot is full, and x_sums are there
@@ -213,12 +238,7 @@ __device__ __forceinline__ void with_sum_steps(const ForwardArguments& args, Fun
 }
 
 /// Barriers of parts of the CTA (0 is __syncthreads).
-enum NamedBarrier : int {
-  kProducerBarrier = 1,
-  kConsumersBarrier,
-  kStaggerBarrier,
-  kConsumerBarrier
-};
+enum NamedBarrier : int { kProducerBarrier = 1, kConsumersBarrier, kConsumerBarrier };
 
 template <int kStages, int kStep = 1>
 struct RingCursor {
@@ -256,8 +276,6 @@ class TileWalk {
     locate();
   }
   __device__ __forceinline__ bool valid() const { return tile_ < args_.tiles_n * args_.tiles_m; }
-  /// Whether the CTA has more than one tile.
-  __device__ __forceinline__ bool repeats() const { return step_ < args_.tiles_n * args_.tiles_m; }
   __device__ __forceinline__ void next() {
     tile_ += step_;
     locate();

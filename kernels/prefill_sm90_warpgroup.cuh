@@ -35,31 +35,24 @@ class PrefillWarpgroup {
     if (cluster_.split > 1) add_slices(thread);
   }
 
-  /// Writes the CTA's share of the tile, bias added, by way of shared memory: 128 bytes of a row of
-  /// y at a time.
+  /// Writes the CTA's share of the tile, bias added, by way of shared memory. kExchanged: this is
+  /// the CTA's only tile, and reduce() has been called.
+  template <bool kExchanged>
   __device__ __forceinline__ void store(const TileWalk<WBits, C>& tile) {
-    const bool vectors = reinterpret_cast<std::uintptr_t>(args_.y) % 16 == 0 && args_.ldy % 8 == 0;
     const Place place = this->place();
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      if (!has_strip(t)) break;
-      const int n0 = tile.n0 + (column_ * kTiles + t) * Layout::kBlockN;
-      float bias[2] = {};
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int channel = n0 + 16 * place.warp + place.lane / 4 + 8 * h;
-        if (args_.bias != nullptr && channel < args_.n) bias[h] = __ldg(args_.bias + channel);
-      }
-#pragma unroll
-      for (int pass = 0; pass < Shape::kPasses; ++pass) {
-        const int m0 = tile.m0 + pass * Shape::kPassRows;
-        if (m0 >= args_.m || !owns(t, pass)) continue;
-        ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);  // the pass before has been read
-        stage_pass(t, pass, bias, place);
-        ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);
-        write_pass(n0, m0, vectors);
-      }
+    if (args_.bias != nullptr) add_bias(tile, place);
+    if constexpr (kExchanged) {
+      store_units(tile, place);
+    } else if (Shape::kStoresByTma && cluster_.y_by_pieces) {
+      if constexpr (Shape::kStoresByTma) store_boxes(tile, place);
+    } else {
+      store_passes(tile, place);
     }
+  }
+
+  /// All of y that is on its way has left shared memory.
+  __device__ __forceinline__ void finish() const {
+    if (Shape::kStoresByTma && sends(place())) ptx::cp_async_bulk_wait_group_read<0>();
   }
 
  protected:
@@ -289,8 +282,100 @@ class PrefillWarpgroup {
     }
   }
 
+  __device__ __forceinline__ void add_bias(const TileWalk<WBits, C>& tile, const Place& place) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if (!has_strip(t)) break;
+      float bias[2] = {};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int channel = channel_of(tile, t) + 16 * place.warp + place.lane / 4 + 8 * h;
+        if (channel < args_.n) bias[h] = __ldg(args_.bias + channel);
+      }
+#pragma unroll
+      for (int i = 0; i < C.tile_m / 2; ++i) sums_[t][i] += bias[i / 2 % 2];
+    }
+  }
+
+  // Instructions that run once a tile are fetched anew each time, so there are few of them here.
+
+  // 128 bytes of a row of y at a time.
+  __device__ __forceinline__ void store_passes(const TileWalk<WBits, C>& tile, const Place& place) {
+    for_each_unit([&](int t, int pass) {
+      const int m0 = row_of(tile, pass);
+      if (m0 >= args_.m || (Shape::kRaised && !owns(t, pass))) return;
+      sync_warpgroup();  // the pass before has been read
+      stage_pass(storage_.y[warpgroup_], t, pass, place);
+      sync_warpgroup();
+      write_pass<!Shape::kStoresByTma>(storage_.y[warpgroup_], channel_of(tile, t), m0);
+    });
+  }
+
+  // Where inboxes lie there is room for all passes.
+  __device__ __forceinline__ void store_units(const TileWalk<WBits, C>& tile, const Place& place) {
+    const int slice = this->slice();
+    const auto staged = [&](int t, int pass) -> auto& {  // in the unit's inbox, where its own sums
+      return reinterpret_cast<typename Storage::YPass&>(inbox_of(t, pass)[slice]);  // would be
+    };
+    if constexpr (Shape::kPhases > 1) sync_warpgroup();  // the other phase's sums have been read
+    for_each_unit([&](int t, int pass) {
+      if (owns(t, pass)) stage_pass(staged(t, pass), t, pass, place);
+    });
+    sync_warpgroup();
+#pragma unroll 1
+    for (int unit = 0; unit < kTiles * Shape::kPasses; ++unit) {
+      const int t = unit / Shape::kPasses, pass = unit % Shape::kPasses;
+      if (!has_strip(t) || !owns(t, pass)) continue;
+      write_pass<true>(staged(t, pass), channel_of(tile, t), row_of(tile, pass));
+    }
+  }
+
+  // By TMA, which reads shared memory beside the next tile's products, and leaves out what is
+  // beyond y.
+  __device__ __forceinline__ void store_boxes(const TileWalk<WBits, C>& tile, const Place& place) {
+    constexpr int kPasses = Storage::kBoxPasses, kSlots = Storage::kBoxes;
+    constexpr int kStripBoxes = Shape::kPasses / kPasses;
+#pragma unroll
+    for (int i = 0; i < kTiles * kStripBoxes; ++i) {
+      const int t = i / kStripBoxes, pass = i % kStripBoxes * kPasses;
+      auto& box = storage_.rings.y_boxes[warpgroup_][i % kSlots];
+      if (i == 0) {
+        wait_for_boxes<0>(place);
+      } else if (i >= kSlots) {
+        wait_for_boxes<kSlots - 1>(place);
+      }
+#pragma unroll
+      for (int j = 0; j < kPasses; ++j) stage_pass(box[j], t, pass + j, place);
+      ptx::fence_proxy_async();
+      sync_warpgroup();
+      if (sends(place)) {
+        ptx::cp_async_bulk_tensor_2d_store(&cluster_.y,
+                                           tile.n0 + (column_ * kTiles + t) * Layout::kBlockN,
+                                           tile.m0 + pass * Shape::kPassRows, box);
+        ptx::cp_async_bulk_commit_group();
+      }
+    }
+  }
+
+  // Until shared memory has been read for all boxes but the last kPending.
+  template <int kPending>
+  __device__ __forceinline__ void wait_for_boxes(const Place& place) const {
+    if (sends(place)) ptx::cp_async_bulk_wait_group_read<kPending>();
+    sync_warpgroup();
+  }
+
+  // The thread that has TMA write y. (With elect_one() ptxas believes that warps may come apart
+  // here, and takes the main loop's slots out of uniform registers.)
+  static __device__ __forceinline__ bool sends(const Place& place) {
+    return place.thread == 0;
+  }
+
+  __device__ __forceinline__ void sync_warpgroup() const {
+    ptx::bar_sync(kConsumerBarrier + warpgroup_, 128);
+  }
+
   // Rounds the sums of pass `pass` of strip t into shared memory.
-  __device__ __forceinline__ void stage_pass(int t, int pass, const float (&bias)[2],
+  __device__ __forceinline__ void stage_pass(typename Storage::YPass& to, int t, int pass,
                                              const Place& place) {
     constexpr int kRows = std::min(Shape::kPassRows, 16);  // of a stmatrix
 #pragma unroll
@@ -300,29 +385,49 @@ class PrefillWarpgroup {
       for (int e = 0; e < kRows / 4; ++e) {
         const int j = (pass * Shape::kPassRows + i) / 8 + e / 2;
         const float* d = &sums_[t][4 * j + 2 * (e % 2)];
-        r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0] + bias[e % 2], d[1] + bias[e % 2]));
+        r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0], d[1]));
       }
       const int row = i + (place.lane / 16 * 8 + place.lane % 8) % kRows;
       const int piece = 2 * place.warp + place.lane / 8 % 2;
-      ptx::stmatrix_trans(&storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)], r);
+      ptx::stmatrix_trans(&to[row][8 * swizzled_piece(row, piece)], r);
     }
   }
 
-  // Copies a staged pass to channels n0 ... of rows m0 ... of y.
-  __device__ __forceinline__ void write_pass(int n0, int m0, bool vectors) const {
+  // First channel of strip t of this consumer, first row of a pass.
+  __device__ __forceinline__ int channel_of(const TileWalk<WBits, C>& tile, int t) const {
+    return tile.n0 + (column_ * kTiles + t) * Layout::kBlockN;
+  }
+  __device__ __forceinline__ int row_of(const TileWalk<WBits, C>& tile, int pass) const {
+    return tile.m0 + pass * Shape::kPassRows;
+  }
+
+  // From shared memory to channels n0 ... of rows m0 ... of y. kByPieces: if they are aligned.
+  template <bool kByPieces>
+  __device__ __forceinline__ void write_pass(const typename Storage::YPass& staged, int n0,
+                                             int m0) const {
     constexpr int kPieces = Layout::kBlockN / 8;
     // Places are not worth registers throughout the main loop.
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+    auto* y = static_cast<std::uint16_t*>(args_.y);
+    if (kByPieces && cluster_.y_by_pieces) {
+      const int piece = thread % kPieces, n = n0 + 8 * piece;
 #pragma unroll
-    for (int at = thread; at < Shape::kPassRows * kPieces; at += 128) {
-      const int row = at / kPieces, piece = at % kPieces, n = n0 + 8 * piece;
-      if (m0 + row >= args_.m || n >= args_.n) continue;
-      auto* target = static_cast<std::uint16_t*>(args_.y) + (m0 + row) * args_.ldy + n;
-      const std::uint16_t* source = &storage_.y[warpgroup_][row][8 * swizzled_piece(row, piece)];
-      if (vectors && n + 8 <= args_.n) {
-        *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
-      } else {
-        for (int c = 0; c < 8 && n + c < args_.n; ++c) target[c] = source[c];
+      for (int i = 0; i < Shape::kPassRows; i += 128 / kPieces) {
+        const int row = i + thread / kPieces;
+        if (row >= Shape::kPassRows || m0 + row >= args_.m || n >= args_.n) continue;
+        *reinterpret_cast<uint4*>(y + (m0 + row) * args_.ldy + n) =
+            *reinterpret_cast<const uint4*>(&staged[row][8 * swizzled_piece(row, piece)]);
+      }
+    } else {
+      const int column = thread % Layout::kBlockN, n = n0 + column;
+      // A loop would make ptxas serialise the raised codes' wgmmas (C7520).
+      constexpr int kUnrolled = Shape::kRaised ? Shape::kPassRows : 1;
+#pragma unroll kUnrolled
+      for (int i = 0; i < Shape::kPassRows; i += 128 / Layout::kBlockN) {
+        const int row = i + thread / Layout::kBlockN;
+        if (m0 + row >= args_.m || n >= args_.n) continue;
+        y[(m0 + row) * args_.ldy + n] =
+            staged[row][8 * swizzled_piece(row, column / 8) + column % 8];
       }
     }
   }

@@ -221,7 +221,7 @@ inline constexpr std::array kKernelTable{
                  .tile_n = 128,
                  .tile_m = 256,
                  .warps_n = 8,
-                 .stages = 5},
+                 .stages = 4},
 };
 inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 

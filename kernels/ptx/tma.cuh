@@ -1,6 +1,6 @@
 #pragma once
-// The bulk copy engine (sm_90): global to shared memory, counted by a transaction barrier; and
-// stmatrix, by which tiles leave registers.
+// The bulk copy engine (sm_90): global to shared memory, counted by a transaction barrier, and
+// back, by groups; and stmatrix, by which tiles leave registers.
 
 #include <cstdint>
 
@@ -49,6 +49,25 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d(void* shared, const void
       "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(shared)),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
       : "memory");
+}
+
+/// The other way: what lies in shared memory to the box of a two-dimensional tensor map, but for
+/// what is beyond the tensor. Part of the thread's next group.
+__device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const void* map, int x, int y,
+                                                              const void* shared) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+      "r"(x), "r"(y), "r"(shared_address(shared))
+      : "memory");
+}
+/// Ends a group of copies from shared memory.
+__device__ __forceinline__ void cp_async_bulk_commit_group() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/// Until all of this thread's groups but the last kPending have read shared memory.
+template <int kPending>
+__device__ __forceinline__ void cp_async_bulk_wait_group_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
 /// Brings a tensor map (a __grid_constant__ parameter) near.

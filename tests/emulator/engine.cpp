@@ -267,10 +267,6 @@ void sync(int id, int threads) {
   wait_while(id == 0 ? "__syncthreads" : "bar.sync", barrier.generation, generation);
 }
 
-void arrive(int id, int threads) {
-  cta().barriers[static_cast<std::size_t>(id)].arrive(threads);
-}
-
 unsigned char* in_cta(const void* address, int rank) {
   Cta& mine = cta();
   const auto* place = static_cast<const unsigned char*>(address);

@@ -118,7 +118,7 @@ void wait_while(const char* at, const std::uint32_t& counter, std::uint32_t valu
 /// Something to be done between now and when all threads wait for something.
 void do_later(Later what);
 
-/// cp.async groups of the running thread.
+/// cp.async groups of the running thread, or its bulk groups: no thread has both.
 void add_copy(Later copy);
 void commit_copies();
 void wait_for_copies(std::size_t most_pending);
@@ -145,7 +145,6 @@ void collective(const char* instruction, Lane& mine, Compute&& compute) {
 
 /// The running CTA's barrier `id`.
 void sync(int id, int threads);
-void arrive(int id, int threads);
 
 TransactionBarrier& transaction_barrier(const void* address, int rank = -1);
 /// The place of `address` in another CTA of the cluster.

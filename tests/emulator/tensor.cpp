@@ -12,34 +12,53 @@ Tensor tensor_of(const void* map) {
   return tensor;
 }
 
-std::int64_t copy_box(const Tensor& tensor, void* shared, std::array<int, 3> at) {
-  auto* target = static_cast<unsigned char*>(shared);
+namespace {
+// function(where an element of the box at `at` lies in shared memory, and in the tensor, or null).
+template <class Function>
+void for_each_element(const Tensor& tensor, const void* shared, std::array<int, 3> at,
+                      Function function) {
   const auto size = static_cast<std::size_t>(tensor.element_bytes);
   std::size_t offset = 0;
   for (std::uint32_t z = 0; z < tensor.box[2]; ++z) {
     for (std::uint32_t y = 0; y < tensor.box[1]; ++y) {
       for (std::uint32_t x = 0; x < tensor.box[0]; ++x, offset += size) {
         const std::uint32_t in_box[3] = {x, y, z};
-        const unsigned char* from = tensor.data;
+        unsigned char* element = tensor.data;
         bool inside = true;
         for (int i = 0; i < 3; ++i) {
           const std::int64_t place = at[static_cast<std::size_t>(i)] + std::int64_t{in_box[i]};
           inside = inside && place >= 0 && place < static_cast<std::int64_t>(tensor.extent[i]);
-          from += place * static_cast<std::int64_t>(tensor.stride[i]);
+          element += place * static_cast<std::int64_t>(tensor.stride[i]);
         }
         // The swizzle permutes the 16-byte pieces of rows of 128 bytes by the address.
-        auto place = reinterpret_cast<std::uintptr_t>(target) + offset;
+        auto place = reinterpret_cast<std::uintptr_t>(shared) + offset;
         if (tensor.swizzle_128) place ^= (place >> 7 & 7u) << 4;
-        auto* to = reinterpret_cast<unsigned char*>(place);
-        if (inside) {
-          std::memcpy(to, from, size);
-        } else {
-          std::memset(to, 0, size);
-        }
+        function(reinterpret_cast<unsigned char*>(place), inside ? element : nullptr);
       }
     }
   }
-  return static_cast<std::int64_t>(offset);
+}
+}  // namespace
+
+std::int64_t copy_box(const Tensor& tensor, void* shared, std::array<int, 3> at) {
+  const auto size = static_cast<std::size_t>(tensor.element_bytes);
+  std::int64_t bytes = 0;
+  for_each_element(tensor, shared, at, [&](unsigned char* to, const unsigned char* element) {
+    if (element != nullptr) {
+      std::memcpy(to, element, size);
+    } else {
+      std::memset(to, 0, size);
+    }
+    bytes += tensor.element_bytes;
+  });
+  return bytes;
+}
+
+void store_box(const Tensor& tensor, const void* shared, std::array<int, 3> at) {
+  const auto size = static_cast<std::size_t>(tensor.element_bytes);
+  for_each_element(tensor, shared, at, [&](const unsigned char* from, unsigned char* element) {
+    if (element != nullptr) std::memcpy(element, from, size);
+  });
 }
 
 CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* data,
@@ -47,7 +66,7 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
                       const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
                       CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   Tensor tensor{};
-  tensor.data = static_cast<const unsigned char*>(data);
+  tensor.data = static_cast<unsigned char*>(data);
   tensor.element_bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT16 ? 2 : 4;
   tensor.swizzle_128 = swizzle == CU_TENSOR_MAP_SWIZZLE_128B;
   if (rank < 2 || rank > 3 || reinterpret_cast<std::uintptr_t>(data) % 16 != 0) {

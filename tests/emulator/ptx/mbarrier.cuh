@@ -34,8 +34,5 @@ inline void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
 inline void bar_sync(int id, int threads) {
   emulator::sync(id, threads);
 }
-inline void bar_arrive(int id, int threads) {
-  emulator::arrive(id, threads);
-}
 
 }  // namespace mpq::kernels::ptx

@@ -49,6 +49,17 @@ inline void cp_async_bulk_tensor_3d(void* shared, const void* map, int x, int y,
     b.check();
   });
 }
+inline void cp_async_bulk_tensor_2d_store(const void* map, int x, int y, const void* shared) {
+  const auto tensor = emulator::tensor_of(map);
+  emulator::add_copy([=] { emulator::store_box(tensor, shared, {x, y, 0}); });
+}
+inline void cp_async_bulk_commit_group() {
+  emulator::commit_copies();
+}
+template <int kPending>
+void cp_async_bulk_wait_group_read() {
+  emulator::wait_for_copies(kPending);
+}
 inline void prefetch_tensormap(const void*) {}
 inline void fence_proxy_async() {}
 
