@@ -57,7 +57,7 @@ struct HopperPrefillShape {
   static constexpr bool kFewRows = !shares_x(C);
   static constexpr int kChunkK = prefill_chunk_k(C, WBits);
   static constexpr bool kRaised = multiplies_raised_codes(C, WBits);
-  static constexpr int kStageK = kFewRows ? kChunkK : 64;
+  static constexpr int kStageK = has_long_stages(C) ? kChunkK : 64;
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
   /// Steps of a body of the loop of kRaised, where sums are of kSumSteps steps: those of one sum
   /// where registers are short or code would be long, else what sums lie side by side.
@@ -150,27 +150,25 @@ struct HopperPrefillStorage {
     return stages * static_cast<int>(sizeof(X) + sizeof(Parameters) + sizeof(XSums)) +
            weight_stages(stages) * Shape::kWeightBytes;
   }
+  /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
+  static constexpr int kStages = [] {
+    constexpr int kForY = Shape::kStoresByTma ? 2 * kYBytes : 0;
+    int stages = C.stages;
+    while (ring_bytes(stages) + kForY > kRoom) --stages;
+    return stages - stages % Shape::kPhases;  // a phase then has slots of its own
+  }();
   /// Passes that TMA writes at once, as a box: all of a strip's where there is room for all
   /// strips'.
+  static constexpr int kLeft = kRoom - ring_bytes(kStages);
   static constexpr int kBoxPasses = [] {
-    constexpr int kLeft = kRoom - ring_bytes(C.stages);
     if (Shape::kTiles * Shape::kPasses * kYBytes <= kLeft) return Shape::kPasses;
     return Shape::kPasses % 2 == 0 && 2 * 2 * kYBytes <= kLeft ? 2 : 1;
   }();
-  static constexpr int kBoxBytes = kBoxPasses * kYBytes;
-  static constexpr int kFewestBoxes =
-      Shape::kStoresByTma ? std::min(Shape::kTiles * Shape::kPasses / kBoxPasses, 2) : 0;
-  /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
-  static constexpr int kStages = [] {
-    int stages = C.stages;
-    while (ring_bytes(stages) + kFewestBoxes * kBoxBytes > kRoom) --stages;
-    return stages - stages % Shape::kPhases;  // a phase then has slots of its own
-  }();
   /// Boxes on their way out, of each consumer.
-  static constexpr int kBoxes = kFewestBoxes == 0
-                                    ? 0
-                                    : std::min((kRoom - ring_bytes(kStages)) / kBoxBytes,
-                                               Shape::kPasses* Shape::kTiles / kBoxPasses);
+  static constexpr int kBoxes =
+      Shape::kStoresByTma
+          ? std::min(kLeft / (kBoxPasses * kYBytes), Shape::kTiles* Shape::kPasses / kBoxPasses)
+          : 0;
   static constexpr int kWeightStages = weight_stages(kStages);
   static_assert(kStages >= 2 && kWeightStages >= 2);
   using Boxes =

@@ -7,7 +7,6 @@
 #include "launch.cuh"
 #include "mpq/layout.hpp"
 #include "prepare.hpp"
-#include "ptx/cluster.cuh"
 #include "statistics.cuh"
 
 namespace mpq::kernels {
@@ -234,32 +233,6 @@ __global__ void __launch_bounds__(kThreads)
   *reinterpret_cast<float2*>(affine_zeros + at) = pair.affine();
 }
 
-// Eight columns of a row per thread (k_padded is a multiple of 64), and of every gridDim.y-th row
-// after it. Where they are is known before the kernel that writes x has ended. Neighbours in a line
-// of x are wanted by other threads, so L1 should keep it: plain loads, which see what was written.
-__global__ void __launch_bounds__(kThreads)
-    gather(const std::uint16_t* x, std::int64_t ldx, int m, const std::int32_t* __restrict__ source,
-           std::int64_t k_padded, std::uint16_t* out) {
-  ptx::griddepcontrol_launch_dependents();
-  const std::int64_t column = 8 * thread_index();
-  if (column >= k_padded) return;
-  int4 from[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) from[i] = __ldg(reinterpret_cast<const int4*>(source + column) + i);
-  ptx::griddepcontrol_wait();
-  for (auto row = static_cast<int>(blockIdx.y); row < m; row += static_cast<int>(gridDim.y)) {
-    const std::uint16_t* of_row = x + row * ldx;
-    const auto value = [&](int at) { return at >= 0 ? of_row[at] : std::uint16_t{0}; };
-    std::uint16_t values[8];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      values[4 * i] = value(from[i].x), values[4 * i + 1] = value(from[i].y);
-      values[4 * i + 2] = value(from[i].z), values[4 * i + 3] = value(from[i].w);
-    }
-    *reinterpret_cast<uint4*>(out + row * k_padded + column) = bits_as<uint4>(values);
-  }
-}
-
 template <int WBits, bool kPermuted>
 cudaError_t launch_repack_as(const CanonicalWords<WBits, kPermuted>& canonical,
                              std::int64_t k_padded, std::int64_t n_padded, std::uint32_t* out,
@@ -335,17 +308,6 @@ cudaError_t unpack_statistics(const std::uint8_t* codes, const uint2* bases, DTy
   const auto kernel = dtype == DType::f16 ? unpack_kernel<DType::f16> : unpack_kernel<DType::bf16>;
   return launch_kernel(kernel, grid_for(count / 2), kThreads, 0, stream, codes, bases, count,
                        scales, affine_zeros);
-}
-
-cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,
-                           const std::int32_t* source, std::int64_t k_padded, std::uint16_t* out,
-                           bool programmatic, cudaStream_t stream) {
-  constexpr std::int64_t kMostRows = 1024;  // of the grid
-  dim3 grid = grid_for(k_padded / 8);
-  grid.y = static_cast<unsigned>(std::min(m, kMostRows));
-  return launch_kernel(gather, grid, kThreads, 0,
-                       Launch{.programmatic = programmatic, .stream = stream}, x, ldx,
-                       static_cast<int>(m), source, k_padded, out);
 }
 
 }  // namespace mpq::kernels

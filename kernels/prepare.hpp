@@ -53,11 +53,6 @@ cudaError_t unpack_statistics(const std::uint8_t* codes, const uint2* bases, DTy
                               std::int64_t count, std::uint16_t* scales, float* affine_zeros,
                               cudaStream_t stream);
 
-/// out [m, k_padded]: column i is column source[i] of x [m, ...], or 0 where that is -1.
-cudaError_t gather_columns(const std::uint16_t* x, std::int64_t ldx, std::int64_t m,
-                           const std::int32_t* source, std::int64_t k_padded, std::uint16_t* out,
-                           bool programmatic, cudaStream_t stream);
-
 /// *result = the index of the first value that is Inf or NaN, or count. With temporary null, only
 /// writes the bytes of temporary storage that it needs to temporary_bytes.
 cudaError_t first_non_finite(const std::uint16_t* values, DType dtype, std::int64_t count,

@@ -173,19 +173,19 @@ inline constexpr std::array kKernelTable{
                  .tile_n = 256,
                  .tile_m = 96,
                  .warps_n = 8,
-                 .stages = 6},
+                 .stages = 4},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 128,
                  .tile_m = 128,
                  .warps_n = 8,
-                 .stages = 7},
+                 .stages = 4},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 192,
                  .tile_m = 128,
                  .warps_n = 12,
-                 .stages = 6},
+                 .stages = 4},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 256,
@@ -203,7 +203,7 @@ inline constexpr std::array kKernelTable{
                  .tile_n = 128,
                  .tile_m = 160,
                  .warps_n = 8,
-                 .stages = 6},
+                 .stages = 4},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 192,
@@ -334,9 +334,14 @@ constexpr bool multiplies_raised_codes(const KernelConfig& config, int bits) noe
          (config.tile_m <= 16 || (config.tile_m == 32 && has_several_strips(config))) && bits < 8;
 }
 
+/// Whether a stage of an sm90a prefill kernel is 128 columns of K and more, not 64: beginning one
+/// takes long where a product is short. There is no room for several where tiles are large.
+constexpr bool has_long_stages(const KernelConfig& config) noexcept {
+  return config.tile_m <= 160 && config.tile_n * config.tile_m <= 192 * 128;
+}
 /// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.
 constexpr int prefill_chunk_k(const KernelConfig& config, int bits) noexcept {
-  return shares_x(config) ? std::max(64, layout_block_k(bits)) : layout_align_k(bits);
+  return has_long_stages(config) ? layout_align_k(bits) : std::max(64, layout_block_k(bits));
 }
 
 /// What is to be computed: y [m, n] = x [m, k] w^T.

@@ -110,7 +110,8 @@ namespace {
 
 constexpr int kStageK = 64;
 constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
-constexpr double kCachedBytesPerCycle = 32.8;   // an SM's share of what the L2 cache gives
+constexpr double kCachedBytesPerCycle = 32.8;   // an SM's share of what the L2 cache gives,
+constexpr double kSharedBytesPerCycle = 42;     // where other SMs want the same rows of x
 
 // An SM's share of what memory gives, where an H200 gives `of_h200`.
 double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
@@ -130,10 +131,11 @@ double stages_of(const KernelConfig& config, const ClusterShape& cluster, const 
 double read_cycles(const KernelConfig& config, const Problem& problem, const DeviceTraits& device,
                    double ctas_per_sm) {
   const double weights = config.tile_n * kStageK * problem.bits / 8.0;
-  const double of_h200 =
-      shares_x(config) ? 19 : few_row_costs(config, problem).read_bytes_per_cycle;
+  const bool many_rows = shares_x(config);
+  const double of_h200 = many_rows ? 19 : few_row_costs(config, problem).read_bytes_per_cycle;
+  const double cached = many_rows ? kSharedBytesPerCycle : kCachedBytesPerCycle;
   return ctas_per_sm * std::max(weights / read_bytes_per_cycle(device, of_h200),
-                                (weights + 2 * kStageK * config.tile_m) / kCachedBytesPerCycle);
+                                (weights + 2 * kStageK * config.tile_m) / cached);
 }
 
 // Two CTAs a multiprocessor: its two consumers alone cannot keep it busy, but nothing of one CTA's
@@ -191,12 +193,12 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   const FewRowCosts& costs = few_row_costs(config, problem);
   const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
                             (config.warps_k > 1 ? costs.in_phases : 1);
-  const double exposed = few_rows ? costs.exposed : config.tile_m <= 128 ? 0.43 : 0.376;
+  const double exposed = few_rows ? costs.exposed : config.tile_m <= 128 ? 0.414 : 0;
   const double busy =
       std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
   const double read = read_cycles(config, problem, device, busy);
   // A device full of short products is slower than one multiprocessor would be.
-  const double slowed = few_rows ? 0 : config.tile_m > 128 ? 0.026 : 0.11;
+  const double slowed = few_rows ? 0 : config.tile_m > 128 ? 0.172 : 0.054;
   const double crowd = 1 + slowed * busy;
   const double stage =
       std::max(std::max(tensor, dequantise) + exposed * std::min(tensor, dequantise), read) *
@@ -204,19 +206,18 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 
   // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
   const double bytes = 4 * tile;
-  double fixed =
-      few_rows ? costs.tile + costs.tile_per_channel * config.tile_n : 4300 + 0.0225 * bytes;
+  double fixed = few_rows ? costs.tile + costs.tile_per_channel * config.tile_n : 4600;
   if (config.warps_k > 1) fixed += 0.101 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
     fixed +=
-        few_rows ? costs.split + costs.split_squared * split * split : 700 + 60 * split * split;
-    const double sent = !few_rows ? 0.031 : config.warps_k > 1 ? 0.091 : 0.108;
+        few_rows ? costs.split + costs.split_squared * split * split : 3280 + 71.3 * split * split;
+    const double sent = !few_rows ? 0.0405 : config.warps_k > 1 ? 0.091 : 0.108;
     fixed += sent * bytes * (split - 1) / split;
   }
-  // Walkers of the large tiles overlap the end of one with the next.
-  const bool overlaps = !few_rows && cluster.split == 1;
-  return waves * stages * stage + (overlaps ? 1 : waves) * fixed;
+  // Walkers over large tiles have the next one's rings filled, and TMA write y, beside products.
+  const double next = !few_rows && cluster.split == 1 ? 2450 : fixed;
+  return waves * stages * stage + fixed + (waves - 1) * next;
 }
 
 double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,

@@ -39,6 +39,11 @@ std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
 bool in_chain(const DeviceTraits& device, const ForwardOptions& options) {
   return options.programmatic && runs_sm90a_code(device);
 }
+// Or before the gather of x has.
+bool begins_early(const Problem& problem, const DeviceTraits& device,
+                  const ForwardOptions& options) {
+  return in_chain(device, options) || (problem.gathers && runs_sm90a_code(device));
+}
 
 // ---- the sm90a prefill kernels ----
 
@@ -69,12 +74,10 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
         continue;
       }
       // Of their own accord only what was swept.
-      if (options.cluster == -1 && shares_x(config) && split != 1 && split != 2 && split != 4) {
-        continue;
-      }
+      if (options.cluster == -1 && shares_x(config) && (split == 5 || split == 7)) continue;
       const ClusterShape cluster{multicast, split};
       double cycles = estimate_prefill(config, cluster, problem, device);
-      if (in_chain(device, options)) {
+      if (begins_early(problem, device, options)) {
         const std::int64_t ctas =
             cluster.ctas() * std::min(cluster_tiles(config, problem, multicast),
                                       resident_clusters(device, cluster, config.ctas_per_sm));
@@ -157,13 +160,9 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
                             split().part * static_cast<double>(chunks) * unit};
       double cycles = multiplies_digits(config) ? estimate_digits(problem, device, way)
                                                 : estimate_products(problem, config, chunks, way);
-      if (in_chain(device, options)) {
+      if (begins_early(problem, device, options)) {
         cycles += estimate_in_chain(config, cluster, ctas, device, cycles);
-      }
-      // Behind a gather it is in a chain, too.
-      const bool follows = options.programmatic || problem.gathers;
-      if (follows && runs_sm90a_code(device) && ctas <= device.sm_count) {
-        shared = std::max(shared, alone_shared_bytes(device));
+        if (ctas <= device.sm_count) shared = std::max(shared, alone_shared_bytes(device));
       }
       if (cycles >= best) continue;
       best = cycles;

@@ -12,6 +12,7 @@
 #include "arguments.hpp"
 #include "cuda/cuda_error.hpp"
 #include "cuda/device_arrays.hpp"
+#include "gather.hpp"
 #include "instances.hpp"
 #include "mpq/layout.hpp"
 #include "prepare.hpp"
@@ -291,6 +292,8 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
                  "cudaFuncSetAttribute");
     }
   }
+  check_cuda(kernels::prepare_gather(static_cast<int>(traits_.shared_bytes_per_block)),
+             "cudaFuncSetAttribute");
   if (compressed_ && !packed) decompress(parameters_.scales, parameters_.affine_zeros, stream);
 
   Parameters ready;
@@ -397,8 +400,15 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
                          .stream = stream.get()};
   if (chosen.gathers) {
     auto* gathered = static_cast<std::uint16_t*>(workspace.data);
-    check_cuda(kernels::gather_columns(static_cast<const std::uint16_t*>(x.data), x.ld, x.rows,
-                                       source_.data(), order_.k_padded, gathered,
+    const kernels::Gather gather{.x = static_cast<const std::uint16_t*>(x.data),
+                                 .ldx = x.ld,
+                                 .m = static_cast<int>(x.rows),
+                                 .k = static_cast<int>(k()),
+                                 .source = source_.data(),
+                                 .k_padded = static_cast<int>(order_.k_padded),
+                                 .out = gathered};
+    check_cuda(kernels::gather_columns(gather, traits_.sm_count,
+                                       static_cast<int>(traits_.shared_bytes_per_block),
                                        chosen.programmatic, stream.get()),
                "gather_columns");
     args.x = gathered;

@@ -134,6 +134,24 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
 }
 
 // Walks over several tiles where there are few multiprocessors, as the emulated device has.
+TEST_CASE("columns in another order are gathered for few rows and for many", "[small]") {
+  constexpr std::int64_t kMost = 600, kColumns = 1203;
+  const auto weights = random_weights(
+      {.bits = 4, .k = kColumns, .n = 16, .group_size = 128, .act_order = true, .seed = 4});
+  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  linear.prepare_params();
+  const auto x = random_activations(kMost, kColumns, DType::f16, 5);
+  Reference reference = reference_forward(weights, view(x, DType::f16, kMost, kColumns));
+  for (const std::int64_t m : {std::int64_t{1}, std::int64_t{3}, std::int64_t{160}, kMost}) {
+    for (const std::int64_t padding : {0, 5}) {  // rows apart by an odd number, and by 16 bytes
+      const auto y = run_linear(linear, x, {.m = m, .x_padding = padding});
+      reference.rows = m;
+      const auto mismatch = find_mismatch(reference, view(y, DType::f16, m, 16), true);
+      if (mismatch) FAIL_CHECK("m " << m << " padding " << padding << ": " << *mismatch);
+    }
+  }
+}
+
 TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto group_size = GENERATE(16, 32, 64, -1);

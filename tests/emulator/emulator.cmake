@@ -23,7 +23,7 @@ function(mpq_emulate_cuda target)
   endforeach()
 
   mpq_configure_instances(instances "${there}" .cpp)
-  foreach(file prepare quantize)
+  foreach(file gather prepare quantize)
     configure_file("${PROJECT_SOURCE_DIR}/kernels/${file}.cu" "${there}/${file}.cpp" COPYONLY)
     list(APPEND instances "${there}/${file}.cpp")
   endforeach()
