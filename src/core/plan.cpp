@@ -73,8 +73,10 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
       if (options.cluster != -1 && split != std::min<std::int64_t>(options.cluster, chunks)) {
         continue;
       }
-      // Of their own accord only what was swept.
-      if (options.cluster == -1 && shares_x(config) && (split == 5 || split == 7)) continue;
+      // Of their own accord only these: three slices are slower than they are estimated to be.
+      if (options.cluster == -1 && shares_x(config) && split != 1 && split != 2 && split != 4) {
+        continue;
+      }
       const ClusterShape cluster{multicast, split};
       double cycles = estimate_prefill(config, cluster, problem, device);
       if (begins_early(problem, device, options)) {
@@ -160,9 +162,11 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
                             split().part * static_cast<double>(chunks) * unit};
       double cycles = multiplies_digits(config) ? estimate_digits(problem, device, way)
                                                 : estimate_products(problem, config, chunks, way);
-      if (begins_early(problem, device, options)) {
+      if (in_chain(device, options)) {
         cycles += estimate_in_chain(config, cluster, ctas, device, cycles);
-        if (ctas <= device.sm_count) shared = std::max(shared, alone_shared_bytes(device));
+      }
+      if (begins_early(problem, device, options) && ctas <= device.sm_count) {
+        shared = std::max(shared, alone_shared_bytes(device));
       }
       if (cycles >= best) continue;
       best = cycles;
