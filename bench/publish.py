@@ -25,6 +25,7 @@ README = BENCH.parent / "README.md"
 BEGIN, END = "<!-- bench table -->\n", "<!-- end of bench table -->\n"
 TABLE_SHAPES = [(4096, 4096), (8192, 8192), (28672, 4096), (8192, 28672)]
 WIDTHS = [8, 4, 2, 1]
+LEAST_OF_MANY = 128  # rows
 PEER_NAMES = {
     "marlin_vllm": "Marlin",
     "machete": "Machete",
@@ -65,16 +66,24 @@ class Results:
     def shapes(self):
         return sorted({key[3:5] for key in self.rows})
 
+    def of_shapes(self, field, bits, m, mode="isolated"):
+        """A figure of every shape that was measured."""
+        rows = [self.get(bits, shape, m, mode=mode) for shape in self.shapes()]
+        return [row[field] for row in rows if row]
+
     def mean_share(self, bits, m, mode="isolated"):
         """Geometric mean over the shapes that were measured, and how many these are."""
-        rows = [self.get(bits, shape, m, mode=mode) for shape in self.shapes()]
-        return geometric_mean([row["share"] for row in rows if row])
+        return geometric_mean(self.of_shapes("share", bits, m, mode))
 
 
 def geometric_mean(values):
     if not values:
         return math.nan, 0
     return math.exp(sum(map(math.log, values)) / len(values)), len(values)
+
+
+def mean_and_least(values):
+    return f"{geometric_mean(values)[0]:.2f}, {min(values):.2f}" if values else "-"
 
 
 def cell(row):
@@ -117,6 +126,17 @@ def tables(results, note):
             if all(results.get(bits, (8192, 8192), m) for bits in WIDTHS)
         ],
     )
+    many = [m for m in results.batches() if m >= LEAST_OF_MANY]
+    if many:
+        text += "\nMany rows: cuBLAS time / ours, geometric mean over the shapes, and the least of them:\n\n"
+        text += table(
+            ["bits"] + [f"batch {m}" for m in many],
+            [
+                [str(bits)]
+                + [mean_and_least(results.of_shapes("ratio_cublas", bits, m)) for m in many]
+                for bits in WIDTHS
+            ],
+        )
     chained = results.batches("chained")
     if chained:
         text += "\nShare of the limit, geometric mean over the shapes; chained: layer after layer with"

@@ -93,7 +93,7 @@ cudaError_t prepare_gather(int most_shared_bytes) {
 
 cudaError_t gather_columns(const Gather& gather, int sm_count, int most_shared_bytes,
                            bool programmatic, cudaStream_t stream) {
-  constexpr int kFewElements = 512;  // of a multiprocessor
+  constexpr int kFewElements = 1024;  // of a multiprocessor
   const Launch launch{.programmatic = programmatic, .stream = stream};
   const auto row_bytes = static_cast<int>(2 * round_up(gather.k, 8));
   const auto elements = std::int64_t{gather.m} * gather.k_padded;
