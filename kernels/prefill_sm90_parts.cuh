@@ -34,7 +34,7 @@ struct HopperPrefillArguments {
   bool followed;     ///< by a launch that computes other channels of the same y, and only
   bool follows;      ///< begins when the kernels before this one have ended: such a launch
   bool x_by_tma;     ///< else x's rows are not 16-byte aligned, and multicast is 1
-  bool y_by_pieces;  ///< of 16 bytes, aligned
+  bool y_by_pieces;  ///< y's rows are whole pieces of 16 bytes, aligned
 };
 
 /// number / split, for small numbers.
@@ -157,9 +157,9 @@ struct HopperPrefillStorage {
     while (ring_bytes(stages) + kForY > kRoom) --stages;
     return stages - stages % Shape::kPhases;  // a phase then has slots of its own
   }();
+  static constexpr int kLeft = kRoom - ring_bytes(kStages);
   /// Passes that TMA writes at once, as a box: all of a strip's where there is room for all
   /// strips'.
-  static constexpr int kLeft = kRoom - ring_bytes(kStages);
   static constexpr int kBoxPasses = [] {
     if (Shape::kTiles * Shape::kPasses * kYBytes <= kLeft) return Shape::kPasses;
     return Shape::kPasses % 2 == 0 && 2 * 2 * kYBytes <= kLeft ? 2 : 1;
