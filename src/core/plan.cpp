@@ -4,8 +4,10 @@
 #include <array>
 #include <limits>
 
+#include "core/early_start.hpp"
 #include "core/estimate.hpp"
 #include "core/format.hpp"
+#include "core/plan_prefill.hpp"
 #include "mpq/error.hpp"
 #include "mpq/layout.hpp"
 #include "mpq/workspace.hpp"
@@ -26,88 +28,10 @@ constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecod
 // cycles less where digits are multiplied.
 constexpr double kUnderestimated = 0.9, kDigitsUnderestimated = 1600;
 constexpr std::int64_t kDecodeTileRows = 8;
-// Rows up to which tiles of 160 and 192 rows are considered: with more they fill nothing up, and
-// are slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
-constexpr std::int64_t kOddTileRows = 1024;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
   return ceil_div(problem.n_padded, config.tile_n) * ceil_div(problem.m, config.tile_m);
-}
-
-// Kernels start before their predecessor has ended only in code for 9.0.
-bool in_chain(const DeviceTraits& device, const ForwardOptions& options) {
-  return options.programmatic && runs_sm90a_code(device);
-}
-// Or before the gather of x has.
-bool begins_early(const Problem& problem, const DeviceTraits& device,
-                  const ForwardOptions& options) {
-  return in_chain(device, options) || (problem.gathers && runs_sm90a_code(device));
-}
-
-// ---- the sm90a prefill kernels ----
-
-constexpr int kMostClusterCtas = 8;  // what every device allows
-
-// Shared memory that keeps every other CTA like it off a CTA's multiprocessor.
-std::int64_t alone_shared_bytes(const DeviceTraits& device) {
-  return pair_shared_bytes(device) + 1;
-}
-
-// The cheapest cluster for a row, as far as the options leave it open.
-struct Candidate {
-  ClusterShape cluster;
-  double cycles = std::numeric_limits<double>::infinity();
-};
-
-Candidate best_cluster(const KernelConfig& config, const Problem& problem,
-                       const DeviceTraits& device, const ForwardOptions& options) {
-  const std::int64_t chunks = ceil_div(problem.k_padded, prefill_chunk_k(config, problem.bits));
-  Candidate best;
-  for (int multicast = 1; multicast <= 2; ++multicast) {
-    if (!shares_x(config) ? multicast != 1
-                          : options.multicast != -1 && multicast != options.multicast) {
-      continue;
-    }
-    for (int split = 1; split * multicast <= kMostClusterCtas && split <= chunks; ++split) {
-      if (options.cluster != -1 && split != std::min<std::int64_t>(options.cluster, chunks)) {
-        continue;
-      }
-      // Of their own accord only these: three slices are slower than they are estimated to be.
-      if (options.cluster == -1 && shares_x(config) && split != 1 && split != 2 && split != 4) {
-        continue;
-      }
-      const ClusterShape cluster{multicast, split};
-      double cycles = estimate_prefill(config, cluster, problem, device);
-      if (begins_early(problem, device, options)) {
-        const std::int64_t ctas =
-            cluster.ctas() * std::min(cluster_tiles(config, problem, multicast),
-                                      resident_clusters(device, cluster, config.ctas_per_sm));
-        cycles += estimate_in_chain(config, cluster.ctas(), ctas, device, cycles);
-      }
-      if (cycles < best.cycles) best = {cluster, cycles};
-    }
-  }
-  return best;
-}
-
-// The sm90a prefill kernel whose estimate is least.
-struct Prefill : Candidate {
-  int kernel = -1;
-};
-
-Prefill choose_prefill(const Problem& problem, const DeviceTraits& device,
-                       const ForwardOptions& options) {
-  Prefill best;
-  for (int i = 0; i < kKernelCount; ++i) {
-    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.isa != Isa::sm90a || !is_compiled(config, problem.bits)) continue;
-    if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
-    if (config.tile_m >= 4 * std::max<std::int64_t>(problem.m, 8)) continue;  // mostly empty
-    const Candidate candidate = best_cluster(config, problem, device, options);
-    if (candidate.cycles < best.cycles) best = {candidate, i};
-  }
-  return best;
 }
 
 // Shared memory of a decode kernel's CTA.
@@ -238,84 +162,6 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
     if (split_k(problem, device, options, few) <= prefill_cycles) return decode;
   }
   return choose_prefill(problem, device, options).kernel;
-}
-
-// Tiles and clusters of an sm90a prefill kernel. LaunchPlan: Plan or PlanTail.
-template <class LaunchPlan>
-void place_tiles(const Problem& problem, const DeviceTraits& device, const ClusterShape& cluster,
-                 LaunchPlan& plan) {
-  const KernelConfig& config = plan.config();
-  const std::int64_t tiles = cluster_tiles(config, problem, cluster.multicast);
-  if (tiles > std::numeric_limits<std::int32_t>::max()) {
-    throw Error(ErrorCode::unsupported,
-                detail::format("plan: {} x {} outputs are more tiles of {} than 32 bits count",
-                               problem.m, problem.n, to_string(config)));
-  }
-  // Slices of K have nothing to overlap with the next tile: the hardware hands out their tiles.
-  const std::int64_t walkers =
-      cluster.split == 1 && config.warps_k == 1
-          ? std::min(tiles, resident_clusters(device, cluster, config.ctas_per_sm))
-          : tiles;
-  plan.cluster = cluster.ctas();
-  plan.multicast = cluster.multicast;
-  plan.clusters = static_cast<int>(walkers);
-  plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, config.tile_m));
-  plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
-  if constexpr (requires { plan.shared_bytes; }) {
-    if (config.ctas_per_sm == 2 && walkers <= resident_clusters(device, cluster)) {
-      plan.shared_bytes = static_cast<int>(alone_shared_bytes(device));
-    }
-  }
-}
-
-// So many of a problem's channels; only its extents count.
-Problem with_channels(Problem problem, std::int64_t channels) {
-  problem.n_padded = channels;
-  return problem;
-}
-
-// The row of the sm90a prefill kernel for many rows that has this tile; to be known when compiled.
-consteval int row_of_tile(int tile_n, int tile_m) {
-  const auto row =
-      std::find_if(kKernelTable.begin(), kKernelTable.end(), [&](const KernelConfig& config) {
-        return config.isa == Isa::sm90a && shares_x(config) && config.tile_n == tile_n &&
-               config.tile_m == tile_m;
-      });
-  return row != kKernelTable.end() ? static_cast<int>(row - kKernelTable.begin())
-                                   : throw "no such tile";
-}
-
-// Cuts off the channels whose tiles would begin a wave without filling it, if that is faster: full
-// waves of a large tile, and for the other channels what is best for them. Other heads, and these
-// with fewer rows, were not ahead of one launch (bench/NOTES.md).
-void cut_tail(const Problem& problem, const DeviceTraits& device, double cycles, Plan& plan) {
-  constexpr double kSecondLaunch = 7000, kLeastGain = 1.015;  // cycles; of the whole
-  constexpr std::int64_t kLeastRows = 97, kRowsOfSmaller = 128;
-  if (problem.m < kLeastRows) return;
-  const int row = problem.m > kRowsOfSmaller ? row_of_tile(128, 256) : row_of_tile(256, 128);
-  const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
-  const std::int64_t resident = resident_clusters(device, {});
-  const std::int64_t tiles = cluster_tiles(config, problem, 1) / resident * resident;
-  const std::int64_t channels = tiles / ceil_div(problem.m, config.tile_m) * config.tile_n;
-  if (channels == 0 || channels >= problem.n_padded) return;
-  const Problem head = with_channels(problem, channels),
-                rest = with_channels(problem, problem.n_padded - channels);
-  const double head_cycles = estimate_prefill(config, {}, head, device) + kSecondLaunch;
-  const Prefill fastest = choose_prefill(rest, device, {});
-  if ((head_cycles + fastest.cycles) * kLeastGain >= cycles) return;
-  plan.kernel = row;
-  place_tiles(head, device, {}, plan);
-  plan.tail.kernel = fastest.kernel;
-  plan.tail.first_channel = channels;
-  place_tiles(rest, device, fastest.cluster, plan.tail);
-}
-
-void plan_clusters(const Problem& problem, const DeviceTraits& device,
-                   const ForwardOptions& options, Plan& plan) {
-  const Candidate candidate = best_cluster(plan.config(), problem, device, options);
-  place_tiles(problem, device, candidate.cluster, plan);
-  const bool free = options.kernel == -1 && options.cluster == -1 && options.multicast == -1;
-  if (free && !options.one_launch) cut_tail(problem, device, candidate.cycles, plan);
 }
 
 }  // namespace
