@@ -33,10 +33,14 @@ __global__ void __launch_bounds__(kFewThreads) gather_few(const Gather args) {
 
 constexpr int kThreads = 256, kColumns = 8;  // of a thread at a time
 
-// Where row `row` lies in shared memory, as far apart as whole 16-byte pieces are.
+// From row to row in shared memory: whole pieces of 16 bytes.
+constexpr int staged_elements(int k) {
+  return (k + 7) / 8 * 8;
+}
+
 __device__ __forceinline__ std::uint16_t* staged_row(const Gather& args, int row) {
   auto* rows = reinterpret_cast<std::uint16_t*>(ptx::dynamic_shared_memory());
-  return rows + row * ((args.k + 7) / 8 * 8);
+  return rows + row * staged_elements(args.k);
 }
 
 __device__ __forceinline__ void stage(const std::uint16_t* x, int k, std::uint16_t* to) {
@@ -95,7 +99,7 @@ cudaError_t gather_columns(const Gather& gather, int sm_count, int most_shared_b
                            bool programmatic, cudaStream_t stream) {
   constexpr int kFewElements = 1024;  // of a multiprocessor
   const Launch launch{.programmatic = programmatic, .stream = stream};
-  const auto row_bytes = static_cast<int>(2 * round_up(gather.k, 8));
+  const std::int64_t row_bytes = std::int64_t{2} * staged_elements(gather.k);
   const auto elements = std::int64_t{gather.m} * gather.k_padded;
   if (elements <= std::int64_t{sm_count} * kFewElements || row_bytes > most_shared_bytes) {
     const auto ctas = ceil_div(gather.k_padded, kFewThreads * kFewColumns);
@@ -106,8 +110,9 @@ cudaError_t gather_columns(const Gather& gather, int sm_count, int most_shared_b
   // Several rows at a time where that leaves enough CTAs, and several CTAs a multiprocessor.
   constexpr int kRowsAtOnce = 4, kSharedBytes = 72 << 10, kCtasPerSm = 2;
   const int wanted = kCtasPerSm * sm_count;
-  const int rows = std::clamp(std::min({gather.m / wanted, kSharedBytes / row_bytes, kRowsAtOnce}),
-                              1, kRowsAtOnce);
+  const int rows = std::clamp(
+      std::min({gather.m / wanted, kSharedBytes / static_cast<int>(row_bytes), kRowsAtOnce}), 1,
+      kRowsAtOnce);
   const auto row_groups = static_cast<int>(ceil_div(gather.m, rows));
   const auto parts =
       std::min(ceil_div(wanted, row_groups), ceil_div(gather.k_padded, kThreads * kColumns));

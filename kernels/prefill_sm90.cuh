@@ -7,10 +7,10 @@
 //
 // A CTA is a producer warpgroup, whose warps have a ring in shared memory each to fill, and two to
 // four consumer warpgroups, each with its share of the tile's channels and all of its batch rows. K
-// goes by in chunks of weights (prefill_chunk_k) and stages of x; with few rows they are the same,
-// and one ring holds both. A consumer turns a group of steps (16 columns each) of codes into
-// fragments while the groups before it are multiplied: one group of two steps where products are
-// short, else two groups of one. (With three ptxas 13.0 serialises them all, warning C7513.)
+// goes by in chunks of weights (prefill_chunk_k) and stages of x; where stages are long they are
+// the same, and one ring holds both. A consumer turns a group of steps (16 columns each) of codes
+// into fragments while the groups before it are multiplied: one group of two steps where products
+// are short, else two groups of one. (With three ptxas 13.0 serialises them all, warning C7513.)
 //
 //   cluster  `multicast` CTAs side by side along N share x: each fetches a part for all; times
 //            `split` slices of K, whose sums are sent through distributed shared memory to the

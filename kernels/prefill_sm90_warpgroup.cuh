@@ -43,9 +43,10 @@ class PrefillWarpgroup {
     if (args_.bias != nullptr) add_bias(tile, place);
     if constexpr (kExchanged) {
       store_units(tile, place);
-    } else if (Shape::kStoresByTma && cluster_.y_by_pieces) {
-      if constexpr (Shape::kStoresByTma) store_boxes(tile, place);
     } else {
+      if constexpr (Shape::kStoresByTma) {
+        if (cluster_.y_by_pieces) return store_boxes(tile, place);
+      }
       store_passes(tile, place);
     }
   }
@@ -314,8 +315,9 @@ class PrefillWarpgroup {
   // Where inboxes lie there is room for all passes.
   __device__ __forceinline__ void store_units(const TileWalk<WBits, C>& tile, const Place& place) {
     const int slice = this->slice();
-    const auto staged = [&](int t, int pass) -> auto& {  // in the unit's inbox, where its own sums
-      return reinterpret_cast<typename Storage::YPass&>(inbox_of(t, pass)[slice]);  // would be
+    // In the unit's inbox, where those of this slice would come in.
+    const auto staged = [&](int t, int pass) -> auto& {
+      return reinterpret_cast<typename Storage::YPass&>(inbox_of(t, pass)[slice]);
     };
     if constexpr (Shape::kPhases > 1) sync_warpgroup();  // the other phase's sums have been read
     for_each_unit([&](int t, int pass) {
@@ -349,9 +351,8 @@ class PrefillWarpgroup {
       ptx::fence_proxy_async();
       sync_warpgroup();
       if (sends(place)) {
-        ptx::cp_async_bulk_tensor_2d_store(&cluster_.y,
-                                           tile.n0 + (column_ * kTiles + t) * Layout::kBlockN,
-                                           tile.m0 + pass * Shape::kPassRows, box);
+        ptx::cp_async_bulk_tensor_2d_store(&cluster_.y, channel_of(tile, t), row_of(tile, pass),
+                                           box);
         ptx::cp_async_bulk_commit_group();
       }
     }

@@ -21,9 +21,9 @@ std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& c
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast);
 
 /// Cycles that a launch takes; good for comparing. Fitted to sweeps of rows and splits on an H200
-/// (bench/NOTES.md). Of tiles of more than 64 rows (eight shapes, 72 to 2048 rows, all widths):
-/// what is picked is in the mean 0.7 % slower than the best of what was swept, 9 % at most, and
-/// times are met within 9 %. Of the others (eleven shapes, 8 to 64 rows): 0.3 % slower, 9 % at
+/// (bench/NOTES.md). Of tiles of more than 64 rows (ten shapes, 96 to 1024 rows, all widths, up to
+/// 1e11 operations): what is picked is in the mean 0.35 % slower than the best of what was swept,
+/// 8 % at most. Of the others (eleven shapes, 8 to 64 rows): 0.3 % slower, 9 % at
 /// most.
 double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
                         const Problem& problem, const DeviceTraits& device);

@@ -292,8 +292,10 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
                  "cudaFuncSetAttribute");
     }
   }
-  check_cuda(kernels::prepare_gather(static_cast<int>(traits_.shared_bytes_per_block)),
-             "cudaFuncSetAttribute");
+  if (order_.gathers()) {
+    check_cuda(kernels::prepare_gather(static_cast<int>(traits_.shared_bytes_per_block)),
+               "cudaFuncSetAttribute");
+  }
   if (compressed_ && !packed) decompress(parameters_.scales, parameters_.affine_zeros, stream);
 
   Parameters ready;
