@@ -42,47 +42,36 @@
 
 namespace mpq::kernels {
 
-/// The first lane of each warp of the producer has a share, for it takes a while.
+/// Makes the mbarriers of the rings, a slot's by each of the consumers' warps in turn: one takes 20
+/// cycles.
 template <int WBits, KernelConfig C, bool kGeneral>
-__device__ __forceinline__ void initialise_barriers(
-    const HopperPrefillArguments& args, HopperPrefillStorage<WBits, C, kGeneral>& storage) {
+__device__ __forceinline__ void make_mbarriers(const HopperPrefillArguments& args,
+                                               HopperPrefillStorage<WBits, C, kGeneral>& storage,
+                                               int warp) {
   using Shape = HopperPrefillShape<WBits, C>;
   using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
-  constexpr int kConsumerWarps = 4 * Shape::kConsumersN;
-  const auto thread = static_cast<int>(threadIdx.x);
-  if (thread == 0) {
-    for (auto& full : storage.x_full) {
-      ptx::mbarrier_init(&full, Shape::kOneRing && !Shape::kRaised ? 3 : 2);  // who brings what
-    }
-  } else if (thread == 32) {
-    for (auto& empty : storage.x_empty) ptx::mbarrier_init(&empty, kConsumerWarps * args.multicast);
-  } else if (thread == 64) {
-    for (int i = 0; Shape::kRaised && i < Storage::kStages; ++i) {
-      ptx::mbarrier_init(&storage.x_summed[i], 1);
-    }
-    for (int i = 0; !Shape::kOneRing && i < Storage::kWeightStages; ++i) {
-      ptx::mbarrier_init(&storage.weights_full[i], 1);
-      ptx::mbarrier_init(&storage.weights_empty[i], kConsumerWarps);
-    }
-  } else if (thread == 96) {
-    ptx::prefetch_tensormap(&args.x);
-    ptx::prefetch_tensormap(&args.weights);
-    if (Shape::kStoresByTma && args.y_by_pieces) ptx::prefetch_tensormap(&args.y);
-    ptx::mbarrier_init(&storage.sums_arrived, 1);
-  } else {
-    return;
+  constexpr int kWarps = 4 * Shape::kConsumers, kEmptied = 4 * Shape::kConsumersN;
+  const int receivers = Shape::kFewRows ? 1 : args.multicast;
+  if (!ptx::elect_one()) return;
+#pragma unroll 1
+  for (int slot = warp; slot < Storage::kStages; slot += kWarps) {
+    ptx::mbarrier_init(&storage.x_full[slot], Shape::kOneRing && !Shape::kRaised ? 3 : 2);
+    ptx::mbarrier_init(&storage.x_empty[slot], kEmptied * receivers);
+    if (Shape::kRaised) ptx::mbarrier_init(&storage.x_summed[slot], 1);
+  }
+#pragma unroll 1
+  for (int slot = warp; !Shape::kOneRing && slot < Storage::kWeightStages; slot += kWarps) {
+    ptx::mbarrier_init(&storage.weights_full[slot], 1);
+    ptx::mbarrier_init(&storage.weights_empty[slot], kEmptied);
   }
   ptx::fence_mbarrier_init();
-  if (thread == 96 && args.split > 1) {  // once: the cluster has one tile
-    const int slice = slice_of_rank(args, ptx::cluster_rank());
-    ptx::mbarrier_arrive_expect_tx(&storage.sums_arrived, Storage::inbox_bytes(args, slice));
-  }
 }
 
 template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void produce(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage) {
   PrefillProducer<WBits, T, C, kGeneral>(args, storage).run();
+  __syncwarp();
   if (args.split > 1) {  // reduce() meets in the cluster's barrier
     ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
@@ -93,10 +82,11 @@ template <int WBits, DType T, KernelConfig C, bool kGeneral>
 __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
                                         HopperPrefillStorage<WBits, C, kGeneral>& storage,
                                         int warpgroup) {
+  if (!args.followed) ptx::griddepcontrol_launch_dependents();
   if (!args.follows) ptx::griddepcontrol_wait();  // the predecessor may still read y
   if (args.followed) ptx::griddepcontrol_launch_dependents();
-  TileWalk<WBits, C> tile(args);
   using Shape = HopperPrefillShape<WBits, C>;
+  TileWalk<WBits, C> tile(args);
   constexpr bool kRaised = Shape::kRaised;
   using Consumer =
       std::conditional_t<!kRaised, PrefillConsumer<WBits, T, C, kGeneral>,
@@ -104,7 +94,7 @@ __device__ __forceinline__ void consume(const HopperPrefillArguments& args,
                                             RaisedWgmmaConsumer<WBits, T, C, kGeneral>>>;
   Consumer consumer(args, storage, warpgroup, tile);
   if constexpr (Shape::kForgetsTile) {
-    for (int number = ptx::cluster_index();; number += ptx::cluster_count()) {
+    for (int number = TileWalk<WBits, C>::first(args);; number += TileWalk<WBits, C>::step()) {
       if (!TileWalk<WBits, C>(args, number).valid()) break;
       consumer.multiply(TileWalk<WBits, C>(args, number));
       if (args.exchanges) consumer.reduce();
@@ -140,24 +130,20 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
     prefill_sm90(const __grid_constant__ HopperPrefillArguments args) {
 #if MPQ_HAS_WGMMA
   constexpr KernelConfig C = kKernelTable[Row];
-  unsigned char* shared = ptx::dynamic_shared_memory();
+  using Shape = HopperPrefillShape<WBits, C>;
+  unsigned char* shared = ptx::dynamic_shared_memory_held();
   auto& storage = *reinterpret_cast<HopperPrefillStorage<WBits, C, kGeneral>*>(shared);
   // The same for all lanes of a warp, and known to be.
-  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
-
-  initialise_barriers<WBits, C, kGeneral>(args, storage);
-  __syncthreads();
-  if (args.multicast > 1) {  // neighbours write here
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  }
-  if (!args.followed) ptx::griddepcontrol_launch_dependents();
-
-  using Shape = HopperPrefillShape<WBits, C>;
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0);
+  const int warpgroup = warp / 4;
+  if (warpgroup != 0) make_mbarriers<WBits, C, kGeneral>(args, storage, warp - 4);
+  ptx::fetch_arguments<offsetof(HopperPrefillArguments, x)>(args);
+  __syncwarp();
   if (warpgroup == 0) {
     ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
     produce<WBits, T, C, kGeneral>(args, storage);
   } else {
+    start<WBits, C, kConsumersStart>(args);
     ptx::setmaxnreg_inc<Shape::kConsumerRegisters>();
     consume<WBits, T, C, kGeneral>(args, storage, warpgroup - 1);
   }

@@ -40,10 +40,14 @@ struct HopperPrefillLaunch {
     const int chunks = args.k_padded / Shape::kChunkK;
     full.slice_chunks = chunks / full.split;
     full.longer_slices = chunks % full.split;
-    full.split_reciprocal = (1 << 16) / full.split + 1;
+    const auto reciprocal = [](int divisor) {
+      return (1u << 31) / static_cast<unsigned>(divisor) + 1;
+    };
+    full.split_reciprocal = reciprocal(full.split);
     full.exchanges = full.split > 1 || Shape::kPhases > 1;
     full.tiles_n = static_cast<int>(launch.grid_n) / full.multicast;
     full.tiles_m = static_cast<int>(launch.grid_m);
+    full.tiles_m_reciprocal = reciprocal(full.tiles_m);
     full.first_channel = launch.first_channel;
     full.followed = launch.followed;
     full.follows = launch.follows;

@@ -13,33 +13,38 @@
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"
 #include "ptx/cluster.cuh"
+#include "ptx/mbarrier.cuh"
 
 namespace mpq::kernels {
 
 /// One launch; a __grid_constant__ parameter.
 struct HopperPrefillArguments {
-  CUtensorMap x;        ///< [m, k] halves, boxes [x_rows][64], 128-byte swizzle
-  CUtensorMap last_x;   ///< the same with boxes of the rows that are left for the last of them
-  CUtensorMap y;        ///< [m, n] halves, boxes [rows of kBoxPasses][64], 128-byte swizzle
-  CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
+  // Close together, for the constant cache: see ptx::fetch_arguments.
   ForwardArguments forward;
   int tiles_n, tiles_m;  ///< tiles of a cluster (multicast * tile_n channels) and of tile_m rows
   int multicast, split;  ///< CTAs of a cluster
   // Divided on the host, where it costs nothing:
   int slice_chunks, longer_slices;  ///< chunks of a slice of K; so many slices have one more
-  int split_reciprocal;             ///< of split, times 2^16, and a little more
-  int first_channel;                ///< of the first tile
-  int x_rows;                       ///< of a box of x
-  bool exchanges;    ///< sums of slices and phases are added up; a cluster then has one tile
-  bool followed;     ///< by a launch that computes other channels of the same y, and only
-  bool follows;      ///< begins when the kernels before this one have ended: such a launch
-  bool x_by_tma;     ///< else x's rows are not 16-byte aligned, and multicast is 1
-  bool y_by_pieces;  ///< y's rows are whole pieces of 16 bytes, aligned
+  std::uint32_t split_reciprocal, tiles_m_reciprocal;  ///< times 2^31, and a little more
+  int first_channel;                                   ///< of the first tile
+  int x_rows;                                          ///< of a box of x
+  bool exchanges;       ///< sums of slices and phases are added up; a cluster then has one tile
+  bool followed;        ///< by a launch that computes other channels of the same y, and only
+  bool follows;         ///< begins when the kernels before this one have ended: such a launch
+  bool x_by_tma;        ///< else x's rows are not 16-byte aligned, and multicast is 1
+  bool y_by_pieces;     ///< y's rows are whole pieces of 16 bytes, aligned
+  CUtensorMap x;        ///< [m, k] halves, boxes [x_rows][64], 128-byte swizzle
+  CUtensorMap last_x;   ///< the same with boxes of the rows that are left for the last of them
+  CUtensorMap y;        ///< [m, n] halves, boxes [rows of kBoxPasses][64], 128-byte swizzle
+  CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
 };
 
-/// number / split, for small numbers.
+/// number / divisor, by its reciprocal: right below 2^31 / divisor, else maybe one too much.
+__device__ __forceinline__ int divide(int number, std::uint32_t reciprocal) {
+  return static_cast<int>(std::uint64_t{static_cast<unsigned>(number)} * reciprocal >> 31);
+}
 __device__ __forceinline__ int over_split(const HopperPrefillArguments& args, int number) {
-  return number * args.split_reciprocal >> 16;
+  return divide(number, args.split_reciprocal);
 }
 
 /// The slice of K of a CTA with this rank in its cluster.
@@ -236,7 +241,36 @@ __device__ __forceinline__ void with_sum_steps(const ForwardArguments& args, Fun
 }
 
 /// Barriers of parts of the CTA (0 is __syncthreads).
-enum NamedBarrier : int { kProducerBarrier = 1, kConsumersBarrier, kConsumerBarrier };
+enum NamedBarrier : int {
+  // The consumers have made the rings' mbarriers, for which wait they and the producer's warps.
+  kConsumersStart = 1,
+  kParametersStart,  ///< the one that brings parameters
+  kProducerStart,    ///< the others
+  kProducerBarrier,
+  kConsumersBarrier,
+  kConsumerBarrier
+};
+
+/// Waits for the mbarriers of the rings, which the consumers make; also of neighbours who write
+/// here. kBarrier: of the warps that wait here, with others of the producer if they do not consume.
+/// (synccheck wants one place in the code to wait at a barrier.)
+template <int WBits, KernelConfig C, NamedBarrier kBarrier>
+__device__ __forceinline__ void start(const HopperPrefillArguments& args) {
+  using Shape = HopperPrefillShape<WBits, C>;
+  constexpr int kConsumers = 128 * Shape::kConsumers;
+  if (!Shape::kFewRows && args.multicast > 1) {
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    return;
+  }
+  if constexpr (kBarrier == kConsumersStart) {
+    ptx::bar_arrive(kParametersStart, kConsumers + 32);
+    ptx::bar_arrive(kProducerStart, kConsumers + 96);
+    ptx::bar_sync(kConsumersStart, kConsumers);
+  } else {
+    ptx::bar_sync(kBarrier, kConsumers + (kBarrier == kParametersStart ? 32 : 96));
+  }
+}
 
 template <int kStages, int kStep = 1>
 struct RingCursor {
@@ -260,22 +294,29 @@ class TileWalk {
   int slice;
 
   __device__ __forceinline__ explicit TileWalk(const HopperPrefillArguments& args)
-      : TileWalk(args, ptx::cluster_index()) {}
-  /// At tile `number` of the cluster's: cluster_index() plus a multiple of cluster_count().
+      : TileWalk(args, first(args)) {}
+  /// At tile `number` of the cluster's: first() plus a multiple of step().
   __device__ __forceinline__ TileWalk(const HopperPrefillArguments& args, int number)
       : args_(args), tile_(number) {
-    const int rank = ptx::cluster_rank();
-    slice = slice_of_rank(args, rank);
-    member = args.multicast == 2 ? rank % 2 : 0;
+    const int rank = Shape::kFewRows ? static_cast<int>(blockIdx.x) - first(args) * args.split
+                                     : ptx::cluster_rank();
+    slice = Shape::kFewRows ? rank : slice_of_rank(args, rank);
+    member = !Shape::kFewRows && args.multicast == 2 ? rank % 2 : 0;
     leader = rank - member;
     chunk_begin = args.slice_chunks * slice + min(slice, args.longer_slices);
     chunk_count = args.slice_chunks + (slice < args.longer_slices ? 1 : 0);
-    step_ = ptx::cluster_count();
     locate();
   }
+  /// The cluster's index, and how many there are.
+  static __device__ __forceinline__ int first(const HopperPrefillArguments& args) {
+    // %clusterid is a division that takes longer.
+    if constexpr (Shape::kFewRows) return over_split(args, static_cast<int>(blockIdx.x));
+    return ptx::cluster_index();
+  }
+  static __device__ __forceinline__ int step() { return ptx::cluster_count(); }
   __device__ __forceinline__ bool valid() const { return tile_ < args_.tiles_n * args_.tiles_m; }
   __device__ __forceinline__ void next() {
-    tile_ += step_;
+    tile_ += step();
     locate();
   }
 
@@ -284,6 +325,13 @@ class TileWalk {
   static constexpr int kGroupTiles = kGroupRows / C.tile_m;
 
   __device__ __forceinline__ void locate() {
+    if constexpr (Shape::kFewRows) {  // so few that all of x stays in L2
+      int column = divide(tile_, args_.tiles_m_reciprocal);
+      if (column * args_.tiles_m > tile_) --column;
+      m0 = (tile_ - column * args_.tiles_m) * C.tile_m;
+      n0 = args_.first_channel + column * C.tile_n;
+      return;
+    }
     if (args_.tiles_m == 1) {  // divisions would take longer than what follows
       m0 = 0;
       n0 = args_.first_channel + (tile_ * args_.multicast + member) * C.tile_n;
@@ -297,7 +345,7 @@ class TileWalk {
   }
 
   const HopperPrefillArguments& args_;
-  int tile_, step_;
+  int tile_;
 };
 
 }  // namespace mpq::kernels

@@ -23,46 +23,78 @@ class PrefillProducer {
   using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
 
   __device__ __forceinline__ PrefillProducer(const HopperPrefillArguments& args, Storage& storage)
-      : args_(args), storage_(storage), thread_(static_cast<int>(threadIdx.x) % 128) {}
+      : args_(args), storage_(storage), thread_(static_cast<int>(threadIdx.x % 128)) {}
 
-  /// One warp's work on all tiles, one after the other.
+  /// One warp's work on all tiles, one after the other. What comes first is computed before the
+  /// rings' mbarriers are there.
   __device__ __forceinline__ void run() {
     const int warp = __shfl_sync(0xffffffffu, thread_ / 32, 0);
+    TileWalk<WBits, C> tile(args_);
     if (warp == kParametersWarp) {
-      if (ptx::elect_one()) for_each_tile([&](const auto& tile) { load_parameters(tile); });
-    } else if (Shape::kRaised && warp != kXWarp) {
+      ParameterWalk parameters(args_, tile);
+      parameters.compute();
+      start<WBits, C, kParametersStart>(args_);
+      if (ptx::elect_one()) {
+        for_each_tile(tile, [&](bool first) {
+          if (!first) parameters = ParameterWalk(args_, tile);
+          load_parameters(tile, parameters);
+        });
+      }
+      return;
+    }
+    if (warp == kFirstSumsWarp && ptx::elect_one()) {
+      ptx::prefetch_tensormap(&args_.x);
+      ptx::prefetch_tensormap(&args_.weights);
+      if (Shape::kStoresByTma && args_.y_by_pieces) ptx::prefetch_tensormap(&args_.y);
+    }
+    start<WBits, C, kProducerStart>(args_);
+    if (warp == kFirstSumsWarp) expect_sums(tile);
+    if (Shape::kRaised && warp != kXWarp) {
       if constexpr (Shape::kRaised) {
-        for_each_tile([&](const auto& tile) { sum_x(tile, warp == kSecondSumsWarp); });
+        for_each_tile(tile, [&](bool) { sum_x(tile, warp == kSecondSumsWarp); });
       }
     } else if (!Shape::kRaised && warp == kWeightsWarp) {
-      if (ptx::elect_one()) for_each_tile([&](const auto& tile) { load_weights(tile); });
+      if (ptx::elect_one()) for_each_tile(tile, [&](bool) { load_weights(tile); });
     } else if (args_.x_by_tma) {
       if (warp == kXWarp && ptx::elect_one()) {
         wait_for_x();
-        for_each_tile([&](const auto& tile) { load_x(tile); });
+        for_each_tile(tile, [&](bool) { load_x(tile); });
       }
     } else {
       wait_for_x();
-      for_each_tile([&](const auto& tile) { copy_x(tile); });
+      for_each_tile(tile, [&](bool) { copy_x(tile); });
     }
-    __syncwarp();
   }
 
  private:
   // Who does what. Where x has to be summed, for kRaised, two warps do it, in every other slot
-  // each, and the weights come with their parameters.
-  static constexpr int kXWarp = 0, kParametersWarp = 2, kWeightsWarp = 3, kSecondSumsWarp = 3;
+  // each, and the weights come with their parameters. (Two that bring x and sum it, too, are slower
+  // than consumers, though weights then have a warp of their own.)
+  static constexpr int kXWarp = 0, kFirstSumsWarp = 1, kParametersWarp = 2, kWeightsWarp = 3,
+                       kSecondSumsWarp = 3;
   static constexpr int kXThreads = Shape::kRaised ? 32 : 64;  // that copy x where TMA cannot
+
+  // Sums of the slice's units that the cluster's other CTAs will send: of its one tile.
+  __device__ __forceinline__ void expect_sums(const TileWalk<WBits, C>& tile) const {
+    if (args_.split > 1 && ptx::elect_one()) {
+      ptx::mbarrier_init(&storage_.sums_arrived, 1);
+      ptx::fence_mbarrier_init();
+      ptx::mbarrier_arrive_expect_tx(&storage_.sums_arrived,
+                                     Storage::inbox_bytes(args_, tile.slice));
+    }
+    __syncwarp();
+  }
 
   // It may be the predecessor's result.
   __device__ __forceinline__ void wait_for_x() const {
     if (!args_.follows) ptx::griddepcontrol_wait();
   }
 
+  // function(whether it is the first), with the walk at each.
   template <class Function>
-  __device__ __forceinline__ void for_each_tile(Function function) const {
-    for (TileWalk<WBits, C> tile(args_); tile.valid(); tile.next()) {
-      function(tile);
+  __device__ __forceinline__ void for_each_tile(TileWalk<WBits, C>& tile, Function function) const {
+    for (bool first = true; tile.valid(); tile.next(), first = false) {
+      function(first);
       if (args_.exchanges) break;
     }
   }
@@ -123,23 +155,45 @@ class PrefillProducer {
 
   static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
 
+  // A tile's way through the parameters, a row of each kind for a group.
+  struct ParameterWalk {
+    std::uint32_t begin, end;  // columns
+    int channels;
+    bool affine;
+    int scale_bytes, zero_bytes;  // of a row
+    const unsigned char *scales, *zeros;
+
+    __device__ __forceinline__ ParameterWalk(const HopperPrefillArguments& all,
+                                             const TileWalk<WBits, C>& tile) {
+      const ForwardArguments& args = all.forward;
+      begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
+      end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
+      channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
+      affine = kGeneral && args.zeros == nullptr;
+      const Rows of_scales = rows_of_scales(args), of_zeros = rows_of_zeros(args);
+      scale_bytes = of_scales.bytes(channels), zero_bytes = of_zeros.bytes(channels);
+      const auto group = static_cast<std::int64_t>(begin >> args.group_shift);
+      scales = of_scales.at(group, tile.n0), zeros = of_zeros.at(group, tile.n0);
+    }
+    // Here, not where it is needed.
+    __device__ __forceinline__ void compute() {
+      scales = ptx::opaque(scales), zeros = ptx::opaque(zeros);
+      scale_bytes = ptx::opaque(scale_bytes), zero_bytes = ptx::opaque(zero_bytes);
+    }
+  };
+
   // The parameters of groups that begin in a stage or, with the slice, before it; with kRaised the
   // weights, too.
-  __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
+  __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile,
+                                                  ParameterWalk walk) {
     const ForwardArguments& args = args_.forward;
-    const std::uint32_t begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
-    const std::uint32_t end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
+    const auto [begin, end, channels, affine, scale_bytes, zero_bytes, first_scales, first_zeros] =
+        walk;
     const int shift = args.group_shift;
     const std::uint32_t group_mask = (1u << shift) - 1u;
-    const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
-    const bool affine = kGeneral && args.zeros == nullptr;
-    const Rows rows_of_scales = this->rows_of_scales(args),
-               rows_of_zeros = this->rows_of_zeros(args);
-    const int scale_bytes = rows_of_scales.bytes(channels),
-              zero_bytes = rows_of_zeros.bytes(channels);
-    const std::int64_t group = begin >> shift;
-    const unsigned char* scales = rows_of_scales.at(group, tile.n0);
-    const unsigned char* zeros = rows_of_zeros.at(group, tile.n0);
+    const std::int64_t scale_pitch = rows_of_scales(args).pitch,
+                       zero_pitch = rows_of_zeros(args).pitch;
+    const unsigned char *scales = first_scales, *zeros = first_zeros;
 #pragma unroll 1
     for (std::uint32_t k = begin; k != end; k += Shape::kStageK) {
       const int slot = x_cursor_.slot;
@@ -154,7 +208,7 @@ class PrefillProducer {
       if constexpr (Shape::kRaised) copy_chunk(tile, static_cast<int>(k / Shape::kChunkK), slot);
       if (needed) {
         if (!begins) {
-          scales -= rows_of_scales.pitch, zeros -= rows_of_zeros.pitch;
+          scales -= scale_pitch, zeros -= zero_pitch;
         }
         auto& to = storage_.rings.parameters[slot];
 #pragma unroll 1
@@ -165,7 +219,7 @@ class PrefillProducer {
           } else {
             ptx::cp_async_bulk(to.zeros[row], zeros, zero_bytes, full);
           }
-          scales += rows_of_scales.pitch, zeros += rows_of_zeros.pitch;
+          scales += scale_pitch, zeros += zero_pitch;
         }
       }
       x_cursor_.advance();

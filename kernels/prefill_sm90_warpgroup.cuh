@@ -67,8 +67,8 @@ class PrefillWarpgroup {
         warpgroup_(warpgroup),
         column_(Shape::kPhases == 1 ? warpgroup : warpgroup % Shape::kConsumersN),
         phase_(Shape::kPhases == 1 ? 0 : warpgroup / Shape::kConsumersN),
-        warp_(static_cast<int>(threadIdx.x) / 32 % 4),
-        lane_(static_cast<int>(threadIdx.x) % 32),
+        warp_(static_cast<int>(threadIdx.x / 32 % 4)),
+        lane_(static_cast<int>(threadIdx.x % 32)),
         leader_(first.leader),
         member_(first.member),
         slice_(first.slice) {}
@@ -80,7 +80,7 @@ class PrefillWarpgroup {
   };
   __device__ __forceinline__ Place place() const {
     if constexpr (!Shape::kShortOfRegisters) {
-      return {static_cast<int>(threadIdx.x) % 128, warp_, lane_};
+      return {static_cast<int>(threadIdx.x % 128), warp_, lane_};
     }
     const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
     return {thread, thread / 32, thread % 32};

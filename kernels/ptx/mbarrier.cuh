@@ -67,7 +67,12 @@ __device__ __forceinline__ void mbarrier_wait(std::uint64_t* barrier, std::uint3
   }
 }
 
-/// Barrier `id` (1 to 15) of `threads` threads of the CTA: arrives and waits.
+/// Barrier `id` (1 to 15) of `threads` threads of the CTA: arrives for the warp, and does not wait.
+__device__ __forceinline__ void bar_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// The same, and waits.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -20,11 +20,39 @@ __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+template <class T>
+__device__ __forceinline__ T* opaque(T* value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
+/// Waits for a word of the first kBytes of a kernel's arguments, each warp for another one, 64
+/// bytes on. The first access to such a piece takes a hundred cycles; so all of them are under way
+/// at once, and not one after the other as they are needed.
+template <int kBytes, class Arguments>
+__device__ __forceinline__ void fetch_arguments(const Arguments& arguments) {
+  static_assert(kBytes <= sizeof(Arguments));
+  constexpr int kPieces = (kBytes + 63) / 64;
+  const auto* words = reinterpret_cast<const std::uint32_t*>(&arguments);
+  const std::uint32_t word = words[threadIdx.x / 32 % kPieces * 16];
+  asm volatile(  // a use that compilers cannot leave out
+      "{\n.reg .pred p;\n"
+      "setp.eq.u32 p, %0, 1;\n"
+      "@p nanosleep.u32 0;\n}" ::"r"(word));
+}
 
 /// The shared memory that a kernel was launched with.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
   extern __shared__ __align__(1024) unsigned char bytes[];
   return bytes;
+}
+
+/// The same, in a register: compilers otherwise compute where it lies wherever it is used, which
+/// takes 40 cycles.
+__device__ __forceinline__ unsigned char* dynamic_shared_memory_held() {
+  auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(dynamic_shared_memory()));
+  asm volatile("" : "+r"(address));
+  return static_cast<unsigned char*>(__cvta_shared_to_generic(address));
 }
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {

@@ -260,6 +260,10 @@ void wait_for_copies(std::size_t most_pending) {
   }
 }
 
+void arrive(int id, int threads) {
+  cta().barriers[static_cast<std::size_t>(id)].arrive(threads);
+}
+
 void sync(int id, int threads) {
   Rendezvous& barrier = cta().barriers[static_cast<std::size_t>(id)];
   const std::uint32_t generation = barrier.generation;

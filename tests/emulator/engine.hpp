@@ -144,6 +144,7 @@ void collective(const char* instruction, Lane& mine, Compute&& compute) {
 }
 
 /// The running CTA's barrier `id`.
+void arrive(int id, int threads);
 void sync(int id, int threads);
 
 TransactionBarrier& transaction_barrier(const void* address, int rank = -1);

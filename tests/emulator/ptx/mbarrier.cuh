@@ -31,6 +31,9 @@ inline void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
   if ((b.phase & 1u) == parity) emulator::wait_while("mbarrier", b.phase, b.phase);
 }
 
+inline void bar_arrive(int id, int threads) {
+  emulator::arrive(id, threads);
+}
 inline void bar_sync(int id, int threads) {
   emulator::sync(id, threads);
 }

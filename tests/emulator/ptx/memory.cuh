@@ -12,12 +12,19 @@ inline uint4 ld_global_nc_no_allocate(const uint4* address) {
   return *address;
 }
 
-inline int opaque(int value) {
+template <class T>
+T opaque(T value) {
   return value;
 }
 
+template <int kBytes, class Arguments>
+void fetch_arguments(const Arguments&) {}
+
 inline unsigned char* dynamic_shared_memory() {
   return emulator::cta().shared.begin();
+}
+inline unsigned char* dynamic_shared_memory_held() {
+  return dynamic_shared_memory();
 }
 
 inline void cp_async_16_zfill(void* shared, const void* source, int bytes) {
