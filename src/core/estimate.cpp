@@ -22,7 +22,7 @@ struct FewRowCosts {
 };
 constexpr FewRowCosts kRounding{.in_phases = 0.95,
                                 .exposed = 0.524,
-                                .tile = 2438,
+                                .tile = 1938,
                                 .tile_per_channel = 12.3,
                                 .split = 807,
                                 .split_squared = 0,
@@ -30,29 +30,45 @@ constexpr FewRowCosts kRounding{.in_phases = 0.95,
                                 .alone_tensor = 0.613,
                                 .alone_read = 1.29,
                                 .crowded = 1.074,
-                                .pair_tile = 4034,
+                                .pair_tile = 3534,
                                 .pair_shared = 1.014,
                                 .pair_split = 1518,
                                 .pair_split_squared = 31.7,
                                 .read_bytes_per_cycle = 19};
+constexpr FewRowCosts kRoundingBytes{.in_phases = 0.709,
+                                     .exposed = 0.574,
+                                     .tile = 3298,
+                                     .tile_per_channel = 10.7,
+                                     .split = 1022,
+                                     .split_squared = 0,
+                                     .alone = 1.271,
+                                     .alone_tensor = 0.465,
+                                     .alone_read = 1.236,
+                                     .crowded = 1.045,
+                                     .pair_tile = 4507,
+                                     .pair_shared = 1.199,
+                                     .pair_split = 1807,
+                                     .pair_split_squared = 2.14,
+                                     .read_bytes_per_cycle = 19};
 constexpr FewRowCosts kRaising{.in_phases = 1,
-                               .exposed = 0.768,
-                               .tile = 1570,
-                               .tile_per_channel = 5.59,
-                               .split = 2584,
-                               .split_squared = 2.22,
+                               .exposed = 0.502,
+                               .tile = 1607,
+                               .tile_per_channel = 4.45,
+                               .split = 2329,
+                               .split_squared = 9.06,
                                .alone = 1.178,
-                               .alone_tensor = 0.816,
-                               .alone_read = 0.438,
-                               .crowded = 1.038,
-                               .pair_tile = 3718,
-                               .pair_shared = 1.091,
-                               .pair_split = 1667,
-                               .pair_split_squared = 10.6,
+                               .alone_tensor = 0.792,
+                               .alone_read = 0.453,
+                               .crowded = 1.022,
+                               .pair_tile = 3841,
+                               .pair_shared = 1.119,
+                               .pair_split = 999,
+                               .pair_split_squared = 8.73,
                                .read_bytes_per_cycle = 15.8};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
-  return multiplies_raised_codes(config, problem.bits) ? kRaising : kRounding;
+  if (multiplies_raised_codes(config, problem.bits)) return kRaising;
+  return problem.bits == 8 ? kRoundingBytes : kRounding;
 }
 
 // By how much groups of fewer than 128 columns lengthen dequantising for few rows: more scales, and
@@ -70,10 +86,10 @@ double small_groups(const KernelConfig& config, const Problem& problem) {
 double large_group_slots(const KernelConfig& config, const Problem& problem) {
   const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
-    const double slots = problem.bits == 4 ? (bf16 ? 99 : 96.3) : problem.bits == 2 ? 81.1 : 70.7;
+    const double slots = problem.bits == 4 ? (bf16 ? 94.7 : 92.1) : problem.bits == 2 ? 79.2 : 70.6;
     return slots * (has_several_strips(config) ? 0.862 : 1) *
-           (config.tile_m > 16  ? 1.3
-            : config.tile_m > 8 ? 1.144
+           (config.tile_m > 16  ? 1.389
+            : config.tile_m > 8 ? 1.179
                                 : 1);
   }
   switch (problem.bits) {
@@ -207,12 +223,12 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   // Of a tile: filling the rings and writing y; adding up what phases and slices summed.
   const double bytes = 4 * tile;
   double fixed = few_rows ? costs.tile + costs.tile_per_channel * config.tile_n : 4600;
-  if (config.warps_k > 1) fixed += 0.101 * bytes;
+  if (config.warps_k > 1) fixed += 0.1 * bytes;
   if (cluster.split > 1) {
     const double split = cluster.split;
     fixed +=
         few_rows ? costs.split + costs.split_squared * split * split : 3280 + 71.3 * split * split;
-    const double sent = !few_rows ? 0.0405 : config.warps_k > 1 ? 0.091 : 0.108;
+    const double sent = !few_rows ? 0.0405 : config.warps_k > 1 ? 0.1 : 0.108;
     fixed += sent * bytes * (split - 1) / split;
   }
   // Walkers over large tiles have the next one's rings filled, and TMA write y, beside products.
@@ -220,9 +236,12 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   return waves * stages * stage + fixed + (waves - 1) * next;
 }
 
+namespace {
+constexpr double kProductsStart = 6300;  // of decode kernels of 16-bit products
+}
+
 double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
                          const DecodeSplit& split) {
-  constexpr double kStart = 6300;
   constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
                    kStagedBytesPerCycle = 67;
   const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 230 : 190 * split.cluster;
@@ -235,8 +254,20 @@ double estimate_products(const Problem& problem, const KernelConfig& config, int
                         static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
   // Between chunks of x nothing is multiplied.
   constexpr double kChunks = 1.22;
-  return kStart + (chunks > 1 ? kChunks : 1) * rounds * (multiplied + kTileCycles + exchange) +
+  return kProductsStart +
+         (chunks > 1 ? kChunks : 1) * rounds * (multiplied + kTileCycles + exchange) +
          staged * (chunks > 1 ? rounds : 1);
+}
+
+double estimate_products_by_rows(const Problem& problem, const DeviceTraits& device,
+                                 double products) {
+  constexpr double kStart = 6440, kBytesPerCycle = 19.3;
+  const double per_row = problem.bits == 8 ? 0.017 : 0.0325;
+  const double bytes = static_cast<double>(problem.n_padded) *
+                       static_cast<double>(problem.k_padded) * problem.bits / 8;
+  const double read = bytes / (device.sm_count * read_bytes_per_cycle(device, kBytesPerCycle));
+  return (kStart + std::max(products - kProductsStart, read)) *
+         (1 + per_row * static_cast<double>(problem.m));
 }
 
 double estimate_digits(const Problem& problem, const DeviceTraits& device,
@@ -265,9 +296,14 @@ double estimate_digits(const Problem& problem, const DeviceTraits& device,
 double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
                          const DeviceTraits& device, double cycles) {
   constexpr double kDecodeShares = -700, kFull = 0.95, kShares = -800;
-  constexpr double kLarge = 700, kLargePart = 0.1;
+  constexpr double kLarge = 700, kLargePart = 0.1, kSparsePart = 0.15;
   constexpr int kLargeDecodeCluster = 4, kLargeCluster = 7;
-  if (ctas <= device.sm_count) return 0;
+  if (ctas <= device.sm_count) {
+    // Some begin beside the launch before, the others behind it.
+    const bool sparse = config.warps_k > 1 && cluster == 1 && 2 * ctas > device.sm_count &&
+                        config.family == KernelFamily::prefill;
+    return sparse ? kSparsePart * cycles : 0;
+  }
   if (config.family == KernelFamily::decode) {
     const bool leaves_room = static_cast<double>(ctas) <= kFull * 2 * device.sm_count;
     return cluster < kLargeDecodeCluster && leaves_room ? kDecodeShares : 0;

@@ -23,8 +23,7 @@ std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, i
 /// Cycles that a launch takes; good for comparing. Fitted to sweeps of rows and splits on an H200
 /// (bench/NOTES.md). Of tiles of more than 64 rows (ten shapes, 96 to 1024 rows, all widths, up to
 /// 1e11 operations): what is picked is in the mean 0.35 % slower than the best of what was swept,
-/// 8 % at most. Of the others (eleven shapes, 8 to 64 rows): 0.3 % slower, 9 % at
-/// most.
+/// 8 % at most. Of the others (eleven shapes, 8 to 64 rows): 0.1 % slower, 3.5 % at most.
 double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
                         const Problem& problem, const DeviceTraits& device);
 
@@ -44,6 +43,11 @@ struct DecodeSplit {
 /// cluster adds to it. It knows no other memory than an H200's.
 double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
                          const DecodeSplit& split);
+
+/// The same with what it leaves out where there is one tile of rows: reading the weights, and how
+/// many of the tile's rows there are. Met within 3.3 % (8 and 4 bits, 2 to 8 rows, an H200).
+double estimate_products_by_rows(const Problem& problem, const DeviceTraits& device,
+                                 double products);
 
 /// The same of the kernel of 8-bit products (met within 7 %, in the mean 2.3 % slower than the
 /// best): products and making the digits of x on the busiest multiprocessor, and reading the

@@ -21,12 +21,12 @@ constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second di
 constexpr std::array kDecodeClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
-// kernels; on Hopper of all, with fewer than 4 bits and with more, and in one pass of some.
+// kernels; on Hopper of all, with fewer than 8 bits and with 8, and in one pass of some.
 constexpr std::int64_t kDecodeRows = 128;
 constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
-// In between, with up to 8 rows, decode's estimates are this share of what they should be, or these
-// cycles less where digits are multiplied.
-constexpr double kUnderestimated = 0.9, kDigitsUnderestimated = 1600;
+// In between decode's estimate is so much less than it should be where digits of two rows are
+// multiplied; up to 8 rows prefill's with 8 bits, fitted to parameters that the L2 cache has.
+constexpr double kDigitsUnderestimated = 1.2, kEightBitsUnderestimated = 1.07;
 constexpr std::int64_t kDecodeTileRows = 8;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
 
@@ -125,7 +125,7 @@ bool wants_digits(const Problem& problem, const DeviceTraits& device, const Forw
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
   const bool hopper = runs_sm90a_code(device);
   const bool few_rows = problem.m <= (!hopper            ? kDecodeRows
-                                      : problem.bits < 4 ? kDecodeRowsOfFewBits
+                                      : problem.bits < 8 ? kDecodeRowsOfFewBits
                                                          : kDecodeRowsOnHopper);
   int decode = -1, decode_rows = 0, prefill = -1;
   for (int i = 0; i < kKernelCount; ++i) {
@@ -148,18 +148,21 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
     Plan few;
     few.kernel = decode;
     few.grid_m = 1;
-    // The decode kernels' estimate knows no other memory than an H200's, nor small groups.
-    DeviceTraits h200_memory = device;
-    h200_memory.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
+    double decode_cycles = split_k(problem, device, options, few);
+    // The decode kernels' estimates know no small groups, nor, with more rows, other memory than an
+    // H200's.
     Problem large_groups = problem;
     large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
-    double prefill_cycles = choose_prefill(large_groups, h200_memory, options).cycles;
+    DeviceTraits known = device;
     if (multiplies_digits(few.config())) {
-      prefill_cycles -= kDigitsUnderestimated;
+      decode_cycles *= kDigitsUnderestimated;
     } else if (problem.m <= kDecodeTileRows) {
-      prefill_cycles *= kUnderestimated;
+      decode_cycles = estimate_products_by_rows(problem, device, decode_cycles) /
+                      (problem.bits == 8 ? kEightBitsUnderestimated : 1);
+    } else {
+      known.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
     }
-    if (split_k(problem, device, options, few) <= prefill_cycles) return decode;
+    if (decode_cycles <= choose_prefill(large_groups, known, options).cycles) return decode;
   }
   return choose_prefill(problem, device, options).kernel;
 }

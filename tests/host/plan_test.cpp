@@ -55,12 +55,14 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
     CHECK(one.grid_m == 1);
     // From there to 32 rows the estimates decide: codes of few bits are multiplied as they are.
     const Plan eight = plan(of_bits(bits, 8, 28672, 4096), kHopper);
-    CHECK((eight.config().family == KernelFamily::prefill) == (bits < 8));
-    CHECK(eight.config().tile_m == 8);
+    CHECK(eight.config().family == KernelFamily::prefill);
+    CHECK(eight.config().tile_m == (bits < 8 ? 8 : 16));
     CHECK(eight.grid_m == 1);
   }
   CHECK(plan(of_bits(1, 2, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
-  CHECK(plan(of_bits(4, 4, 57344, 8192), kHopper).config().family == KernelFamily::decode);
+  CHECK(plan(of_bits(4, 2, 6144, 4096), kHopper).config().family == KernelFamily::prefill);
+  CHECK(plan(of_bits(4, 2, 57344, 8192), kHopper).config().family == KernelFamily::decode);
+  CHECK(plan(of_bits(8, 4, 4096, 4096), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(problem(32, 4096, 4096), kHopper).config().family == KernelFamily::prefill);
   CHECK(plan(problem(32, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
   const Plan large = plan(problem(4096), kHopper);
@@ -143,7 +145,8 @@ TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits whe
   CHECK(rows(wide) == 8);
   Problem narrow = problem(2);
   narrow.bits = 2;
-  CHECK(rows(narrow) == 2);
+  CHECK(rows(narrow, {.compute_capability = 80, .sm_count = 108}) == 2);
+  CHECK(rows(narrow) == 8);  // Hopper multiplies raised codes
   // Two groups in a block of 256 columns leave room for one row.
   narrow.bits = 1;
   CHECK(rows(narrow) == 8);
