@@ -25,7 +25,7 @@ constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 constexpr std::int64_t kDecodeRows = 128;
 constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
 // In between decode's estimate is so much less than it should be where digits of two rows are
-// multiplied; up to 8 rows prefill's with 8 bits, fitted to parameters that the L2 cache has.
+// multiplied; with 8 bits and up to 8 rows prefill's is.
 constexpr double kDigitsUnderestimated = 1.2, kEightBitsUnderestimated = 1.07;
 constexpr std::int64_t kDecodeTileRows = 8;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
