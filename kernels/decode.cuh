@@ -201,9 +201,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   constexpr KernelConfig C = kKernelTable[Row];
   static_assert(C.family == KernelFamily::decode);
   static_assert(sizeof(DecodeStorage<C>) == decode_storage_bytes(C));
-  // (Held it makes digits no faster.)
-  unsigned char* shared =
-      multiplies_digits(C) ? ptx::dynamic_shared_memory() : ptx::dynamic_shared_memory_held();
+  unsigned char* shared = ptx::dynamic_shared_memory();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   const bool general =

@@ -29,7 +29,7 @@ class TileReduction {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&storage_.arrived[0], 1);
       ptx::mbarrier_init(&storage_.arrived[1], 1);
-      if (!multiplies_digits(C)) ptx::mbarrier_init(&storage_.x_arrived, 1);  // else prepare()
+      ptx::mbarrier_init(&storage_.x_arrived, 1);
       ptx::fence_mbarrier_init();
     }
     if (args.cluster_shift > 0) ptx::barrier_cluster_arrive_relaxed();
