@@ -40,9 +40,6 @@ struct HopperPrefillLaunch {
     const int chunks = args.k_padded / Shape::kChunkK;
     full.slice_chunks = chunks / full.split;
     full.longer_slices = chunks % full.split;
-    const auto reciprocal = [](int divisor) {
-      return (1u << 31) / static_cast<unsigned>(divisor) + 1;
-    };
     full.split_reciprocal = reciprocal(full.split);
     full.exchanges = full.split > 1 || Shape::kPhases > 1;
     full.tiles_n = static_cast<int>(launch.grid_n) / full.multicast;

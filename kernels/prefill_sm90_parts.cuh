@@ -39,6 +39,10 @@ struct HopperPrefillArguments {
   CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
 };
 
+/// What divide() wants of a divisor.
+inline std::uint32_t reciprocal(int divisor) {
+  return (1u << 31) / static_cast<unsigned>(divisor) + 1;
+}
 /// number / divisor, by its reciprocal: right below 2^31 / divisor, else maybe one too much.
 __device__ __forceinline__ int divide(int number, std::uint32_t reciprocal) {
   return static_cast<int>(std::uint64_t{static_cast<unsigned>(number)} * reciprocal >> 31);
@@ -298,11 +302,15 @@ class TileWalk {
   /// At tile `number` of the cluster's: first() plus a multiple of step().
   __device__ __forceinline__ TileWalk(const HopperPrefillArguments& args, int number)
       : args_(args), tile_(number) {
-    const int rank = Shape::kFewRows ? static_cast<int>(blockIdx.x) - first(args) * args.split
-                                     : ptx::cluster_rank();
-    slice = Shape::kFewRows ? rank : slice_of_rank(args, rank);
-    member = !Shape::kFewRows && args.multicast == 2 ? rank % 2 : 0;
-    leader = rank - member;
+    if constexpr (Shape::kFewRows) {  // which nobody shares
+      slice = leader = static_cast<int>(blockIdx.x) - first(args) * args.split;
+      member = 0;
+    } else {
+      const int rank = ptx::cluster_rank();
+      slice = slice_of_rank(args, rank);
+      member = args.multicast == 2 ? rank % 2 : 0;
+      leader = rank - member;
+    }
     chunk_begin = args.slice_chunks * slice + min(slice, args.longer_slices);
     chunk_count = args.slice_chunks + (slice < args.longer_slices ? 1 : 0);
     locate();

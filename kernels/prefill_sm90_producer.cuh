@@ -35,8 +35,10 @@ class PrefillProducer {
       parameters.compute();
       start<WBits, C, kParametersStart>(args_);
       if (ptx::elect_one()) {
-        for_each_tile(tile, [&](bool first) {
-          if (!first) parameters = ParameterWalk(args_, tile);
+        bool computed = true;
+        for_each_tile(tile, [&] {
+          if (!computed) parameters = ParameterWalk(args_, tile);
+          computed = false;
           load_parameters(tile, parameters);
         });
       }
@@ -51,18 +53,18 @@ class PrefillProducer {
     if (warp == kFirstSumsWarp) expect_sums(tile);
     if (Shape::kRaised && warp != kXWarp) {
       if constexpr (Shape::kRaised) {
-        for_each_tile(tile, [&](bool) { sum_x(tile, warp == kSecondSumsWarp); });
+        for_each_tile(tile, [&] { sum_x(tile, warp == kSecondSumsWarp); });
       }
     } else if (!Shape::kRaised && warp == kWeightsWarp) {
-      if (ptx::elect_one()) for_each_tile(tile, [&](bool) { load_weights(tile); });
+      if (ptx::elect_one()) for_each_tile(tile, [&] { load_weights(tile); });
     } else if (args_.x_by_tma) {
       if (warp == kXWarp && ptx::elect_one()) {
         wait_for_x();
-        for_each_tile(tile, [&](bool) { load_x(tile); });
+        for_each_tile(tile, [&] { load_x(tile); });
       }
     } else {
       wait_for_x();
-      for_each_tile(tile, [&](bool) { copy_x(tile); });
+      for_each_tile(tile, [&] { copy_x(tile); });
     }
   }
 
@@ -90,11 +92,11 @@ class PrefillProducer {
     if (!args_.follows) ptx::griddepcontrol_wait();
   }
 
-  // function(whether it is the first), with the walk at each.
+  // function(), with the walk at each.
   template <class Function>
   __device__ __forceinline__ void for_each_tile(TileWalk<WBits, C>& tile, Function function) const {
-    for (bool first = true; tile.valid(); tile.next(), first = false) {
-      function(first);
+    for (; tile.valid(); tile.next()) {
+      function();
       if (args_.exchanges) break;
     }
   }
@@ -187,39 +189,36 @@ class PrefillProducer {
   __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile,
                                                   ParameterWalk walk) {
     const ForwardArguments& args = args_.forward;
-    const auto [begin, end, channels, affine, scale_bytes, zero_bytes, first_scales, first_zeros] =
-        walk;
     const int shift = args.group_shift;
     const std::uint32_t group_mask = (1u << shift) - 1u;
     const std::int64_t scale_pitch = rows_of_scales(args).pitch,
                        zero_pitch = rows_of_zeros(args).pitch;
-    const unsigned char *scales = first_scales, *zeros = first_zeros;
 #pragma unroll 1
-    for (std::uint32_t k = begin; k != end; k += Shape::kStageK) {
+    for (std::uint32_t k = walk.begin; k != walk.end; k += Shape::kStageK) {
       const int slot = x_cursor_.slot;
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
       // Where consumers see but some of the stages, or ask at every one, each brings what it needs.
-      const bool begins = k == begin || (k & group_mask) == 0u;
-      const bool needed = (begins || kEveryStage) && channels > 0;
+      const bool begins = k == walk.begin || (k & group_mask) == 0u;
+      const bool needed = (begins || kEveryStage) && walk.channels > 0;
       const int rows = needed ? max(Shape::kStageK >> shift, 1) : 0;
-      ptx::mbarrier_arrive_expect_tx(
-          full, rows * (scale_bytes + zero_bytes) + (Shape::kRaised ? Shape::kWeightBytes : 0));
+      ptx::mbarrier_arrive_expect_tx(full, rows * (walk.scale_bytes + walk.zero_bytes) +
+                                               (Shape::kRaised ? Shape::kWeightBytes : 0));
       if constexpr (Shape::kRaised) copy_chunk(tile, static_cast<int>(k / Shape::kChunkK), slot);
       if (needed) {
         if (!begins) {
-          scales -= scale_pitch, zeros -= zero_pitch;
+          walk.scales -= scale_pitch, walk.zeros -= zero_pitch;
         }
         auto& to = storage_.rings.parameters[slot];
 #pragma unroll 1
         for (int row = 0; row < rows; ++row) {
-          ptx::cp_async_bulk(to.scales[row], scales, scale_bytes, full);
-          if (affine) {
-            ptx::cp_async_bulk(to.affine_zeros[row], zeros, zero_bytes, full);
+          ptx::cp_async_bulk(to.scales[row], walk.scales, walk.scale_bytes, full);
+          if (walk.affine) {
+            ptx::cp_async_bulk(to.affine_zeros[row], walk.zeros, walk.zero_bytes, full);
           } else {
-            ptx::cp_async_bulk(to.zeros[row], zeros, zero_bytes, full);
+            ptx::cp_async_bulk(to.zeros[row], walk.zeros, walk.zero_bytes, full);
           }
-          scales += scale_pitch, zeros += zero_pitch;
+          walk.scales += scale_pitch, walk.zeros += zero_pitch;
         }
       }
       x_cursor_.advance();

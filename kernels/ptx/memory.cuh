@@ -50,9 +50,8 @@ __device__ __forceinline__ unsigned char* dynamic_shared_memory() {
 /// The same, in a register: compilers otherwise compute where it lies wherever it is used, which
 /// takes 40 cycles.
 __device__ __forceinline__ unsigned char* dynamic_shared_memory_held() {
-  auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(dynamic_shared_memory()));
-  asm volatile("" : "+r"(address));
-  return static_cast<unsigned char*>(__cvta_shared_to_generic(address));
+  const int address = opaque(static_cast<int>(__cvta_generic_to_shared(dynamic_shared_memory())));
+  return static_cast<unsigned char*>(__cvta_shared_to_generic(static_cast<std::uint32_t>(address)));
 }
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {

@@ -128,6 +128,7 @@ constexpr int kStageK = 64;
 constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
 constexpr double kCachedBytesPerCycle = 32.8;   // an SM's share of what the L2 cache gives,
 constexpr double kSharedBytesPerCycle = 42;     // where other SMs want the same rows of x
+constexpr double kProductsStart = 6300;         // of decode kernels of 16-bit products
 
 // An SM's share of what memory gives, where an H200 gives `of_h200`.
 double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
@@ -234,10 +235,6 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   // Walkers over large tiles have the next one's rings filled, and TMA write y, beside products.
   const double next = !few_rows && cluster.split == 1 ? 2450 : fixed;
   return waves * stages * stage + fixed + (waves - 1) * next;
-}
-
-namespace {
-constexpr double kProductsStart = 6300;  // of decode kernels of 16-bit products
 }
 
 double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,

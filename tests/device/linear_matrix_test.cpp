@@ -155,7 +155,7 @@ TEST_CASE("columns in another order are gathered for few rows and for many", "[s
 TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto group_size = GENERATE(16, 32, 64, -1);
-  constexpr std::int64_t kRows = 20, kK = 300, kN = 830;  // three tiles of rows, two of channels
+  constexpr std::int64_t kRows = 40, kK = 300, kN = 830;
   const auto weights = random_weights({.bits = bits,
                                        .k = kK,
                                        .n = kN,

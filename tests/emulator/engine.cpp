@@ -265,9 +265,9 @@ void arrive(int id, int threads) {
 }
 
 void sync(int id, int threads) {
-  Rendezvous& barrier = cta().barriers[static_cast<std::size_t>(id)];
+  const Rendezvous& barrier = cta().barriers[static_cast<std::size_t>(id)];
   const std::uint32_t generation = barrier.generation;
-  barrier.arrive(threads);
+  arrive(id, threads);
   wait_while(id == 0 ? "__syncthreads" : "bar.sync", barrier.generation, generation);
 }
 
