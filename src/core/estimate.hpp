@@ -46,7 +46,8 @@ double estimate_products(const Problem& problem, const KernelConfig& config, int
                          const DecodeSplit& split);
 
 /// The same with what it leaves out where there is one tile of rows: reading the weights, and how
-/// many of the tile's rows there are. Met within 3.3 % (8 and 4 bits, 2 to 8 rows, an H200).
+/// many of the tile's rows there are. Met within 4.6 % (root mean square; 8 and 4 bits, 2 to 8
+/// rows, an H200).
 double estimate_products_by_rows(const Problem& problem, const DeviceTraits& device,
                                  double products);
 
@@ -60,7 +61,8 @@ double estimate_digits(const Problem& problem, const DeviceTraits& device,
 /// programmatic dependent launch; beside what every kernel gains there. For kernels of up to 64
 /// rows, from chains on an H200 (bench/NOTES.md): two CTAs of a multiprocessor begin and end at
 /// times of their own, so the next launch finds room before this one ends, unless its clusters are
-/// large.
+/// large. Where more than half of the multiprocessors have a CTA that nothing splits but phases,
+/// the next launch is torn apart.
 double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
                          const DeviceTraits& device, double cycles);
 

@@ -104,9 +104,9 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
   return best;
 }
 
-// Whether the kernel of 8-bit products is the best for few rows, and x and its digits fit shared
-// memory. With 8 bits there is little to gain but for its start, which takes longer; with two rows
-// it is ahead below 4 bits, unless each takes the place of both.
+// Whether the kernel of 8-bit products is the best decode kernel for few rows, and x and its digits
+// fit shared memory. With 8 bits there is little to gain but for its start, which takes longer;
+// with two rows it is ahead below 4 bits, unless each takes the place of both.
 bool wants_digits(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
                   const KernelConfig& config) {
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
