@@ -71,7 +71,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
 
   constexpr bool kAnew = kGeneral || kSegment > 4;  // no registers to spare
   ActivationSlice<C, kAnew> x(args, storage, slice);
-  TileReduction<T, C, kAnew> reduction(args, storage, slice);
+  TileReduction<T, C, kAnew> reduction(args, storage, slice, true);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -201,7 +201,9 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   constexpr KernelConfig C = kKernelTable[Row];
   static_assert(C.family == KernelFamily::decode);
   static_assert(sizeof(DecodeStorage<C>) == decode_storage_bytes(C));
-  unsigned char* shared = ptx::dynamic_shared_memory();
+  // (Held it makes digits no faster.)
+  unsigned char* shared =
+      multiplies_digits(C) ? ptx::dynamic_shared_memory() : ptx::dynamic_shared_memory_held();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   const bool general =

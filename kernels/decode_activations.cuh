@@ -20,6 +20,15 @@ class ActivationSlice {
                                              DecodeStorage<C>& storage, unsigned char* shared)
       : args_(args), arrived_(&storage.x_arrived), shared_(shared) {}
 
+  /// Makes the mbarrier of x before all else, for the CTA's first warp; else TileReduction makes it
+  /// with its own.
+  __device__ __forceinline__ void prepare() const {
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_init(arrived_, 1);
+      ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
+  }
   /// The slice is columns [first, first + columns), zero past x: for the CTA's first warp, when the
   /// slice before has been read and x may be read.
   __device__ __forceinline__ void start(int first, int columns) {

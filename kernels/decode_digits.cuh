@@ -346,7 +346,32 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   using Shape = DigitShape<WBits>;
   static_assert(Shape::kUnitProducts % kEnd == 0);
   constexpr int kTiles = DecodeStorage<C>::kTiles, kUnitK = Shape::kUnitK;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const KSplit split{static_cast<int>(static_cast<unsigned>(args.k_padded) / kUnitK),
+                     C.warps() >> args.warps_n_shift,
+                     1,
+                     1 << args.cluster_shift,
+                     static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
+                     args.part};
+  const int slice_begin = split.part_begin(0, 0);
+  const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
+  ActivationSlice<C, false> x(args, storage, slice);
+  const auto start_x = [&] {
+    if (threadIdx.x < 32) {
+      ptx::griddepcontrol_wait();
+      x.start(slice_begin * kUnitK, slice_columns);
+    }
+  };
+  // x is the longest to wait for, unless the kernel before is to write it yet. (2 bits: no faster.)
+  constexpr bool kXFirst = WBits != 2;
+  const bool x_first = kXFirst && !args.programmatic;
+  if (x_first) {
+    if (threadIdx.x < 32) x.prepare();
+    start_x();
+  }
+
+  int thread = static_cast<int>(threadIdx.x);
+  if (kXFirst) thread = ptx::opaque(thread);  // the rest is computed after that
+  const int warp = thread / 32, lane = thread % 32;
   const int warps_n = 1 << args.warps_n_shift;
   const int warp_n = warp & (warps_n - 1), warp_k = warp >> args.warps_n_shift;
   const auto columns = static_cast<int>(static_cast<unsigned>(args.n_padded) / C.tile_n);
@@ -354,27 +379,10 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   const int m0 = static_cast<int>(blockIdx.y) * args.tile_rows;
   const int rows = min(args.m - m0, args.tile_rows), slots = 1 << args.slots_shift;
   const bool halves = (1 << min(args.group_shift, 30)) < Shape::Layout::kBlockK;
-  const KSplit split{static_cast<int>(static_cast<unsigned>(args.k_padded) / kUnitK),
-                     C.warps() >> args.warps_n_shift,
-                     1,
-                     1 << args.cluster_shift,
-                     static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
-                     args.part};
-  const int slice_begin = split.part_begin(0, 0), begin = split.part_begin(0, warp_k),
-            end = split.part_begin(0, warp_k + 1);
-
-  ActivationSlice<C, false> x(args, storage, slice);
+  const int begin = split.part_begin(0, warp_k), end = split.part_begin(0, warp_k + 1);
   const DigitSlice<WBits, T> digits(args, slice);
-  TileReduction<T, C, false> reduction(args, storage, slice);
-  const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
-  const auto start_x = [&] {
-    if (warp == 0) {
-      ptx::griddepcontrol_wait();
-      x.start(slice_begin * kUnitK, slice_columns);
-    }
-  };
-  // x is the longest to wait for, unless the kernel before is to write it yet.
-  if (!args.programmatic) start_x();
+  TileReduction<T, C, false> reduction(args, storage, slice, !x_first);
+  if (!kXFirst && !args.programmatic) start_x();
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   WeightStream<WBits, C, UnitRuns, Shape::kUnitBlocks> weights(args, storage.ring[warp], lane,
                                                                runs);

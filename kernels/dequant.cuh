@@ -122,8 +122,8 @@ struct Codes {
     } else if constexpr (WBits == 8) {
       return zero_of_raised(kMagic | __byte_perm(words[i / 2], 0, i % 2 == 0 ? 0x1010 : 0x3232));
     } else {  // bytes: the code, then kMagic's upper byte
-      return zero_of_raised(__byte_perm(words[i / 4], kMagic >> 24,
-                                        0x4040u + static_cast<unsigned>(i % 4) * 0x0101u));
+      return zero_of_raised(
+          __byte_perm(words[i / 4], kMagic, 0x5050u + static_cast<unsigned>(i % 4) * 0x0101u));
     }
   }
 

@@ -7,6 +7,7 @@
 
 #include "byte_weights.cuh"
 #include "dequant.cuh"
+#include "fused_weights.cuh"
 #include "prefill_sm90_parts.cuh"
 #include "prefill_sm90_warpgroup.cuh"
 #include "ptx/mbarrier.cuh"
@@ -26,8 +27,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
                                              int warpgroup, const TileWalk<WBits, C>& first)
       : Base(args, storage, warpgroup, first),
         x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x[0])),
-        group_mask_((1u << args.forward.group_shift) - 1u),
-        small_groups_(group_mask_ < Shape::kStageK - 1) {
+        group_mask_((1u << args.forward.group_shift) - 1u) {
     x_cursor_.slot = phase_;
   }
 
@@ -89,7 +89,10 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     float affine;
     typename Codes<WBits, T>::Zero zero;
   };
-  using Parameters = std::conditional_t<kByBytes, ByteWeights, PairParameters>;
+  static constexpr bool kFused = !kGeneral && fuses_weights(C, WBits);
+  using Parameters =
+      std::conditional_t<kByBytes, ByteWeights,
+                         std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters>>;
   // Groups of 16 columns change from step to step; even and odd steps have a set each, so that no
   // more branches are needed. Only kGeneral has such groups.
   static constexpr int kSets = kGeneral ? 2 : 1;
@@ -156,8 +159,8 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     if constexpr (kStep == 0) {
       if (first || Shape::kPhases > 1 || (k & group_mask_) == 0) load_parameters<kOwn, kStep>();
     } else if constexpr (kStep % 2 == 0) {
-      if (small_groups_ && (kStep * Layout::kStepK & group_mask_) == 0)
-        load_parameters<kOwn, kStep>();
+      constexpr unsigned kColumn = kStep * Layout::kStepK;
+      if (group_mask_ < (kColumn & (0u - kColumn))) load_parameters<kOwn, kStep>();
     }
     const int chunk_step = s * Shape::kStageSteps + kStep;
 #pragma unroll
@@ -180,22 +183,30 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 #pragma unroll
       for (int t = 0; t < kOwn; ++t) {
         const auto stored = this->stored_parameters(x_cursor_.slot, row, t);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          Parameters& to = parameters_[set][t][h];
-          const auto scale = static_cast<std::uint16_t>(stored.scales >> (16 * h));
-          if constexpr (kByBytes) {
-            to = ByteWeights(scale, stored.zeros >> (16 * h) & 0xffffu);
-          } else {
-            if constexpr (kGeneral) {
-              to.scale = scale_to_float(scale, args_.scales_are_bf16);
-              to.affine = h == 0 ? stored.affine.x : stored.affine.y;
-            } else {
-              to.scale = bits_as<Pair<T>>(scale * 0x00010001u);
-            }
-            to.zero = Codes<WBits, T>::zero_of_stored(&stored.zeros, h);
-          }
+        if constexpr (kFused) {
+          Parameters::load(stored.scales, stored.zeros, parameters_[set][t]);
+        } else {
+          load_each(parameters_[set][t], stored);
         }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load_each(Parameters (&to)[2],
+                                            const typename Base::StoredParameters& stored) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const auto scale = static_cast<std::uint16_t>(stored.scales >> (16 * h));
+      if constexpr (kByBytes) {
+        to[h] = ByteWeights(scale, stored.zeros >> (16 * h) & 0xffffu);
+      } else {
+        if constexpr (kGeneral) {
+          to[h].scale = scale_to_float(scale, args_.scales_are_bf16);
+          to[h].affine = h == 0 ? stored.affine.x : stored.affine.y;
+        } else {
+          to[h].scale = bits_as<Pair<T>>(__byte_perm(stored.scales, 0, h == 0 ? 0x1010 : 0x3232));
+        }
+        to[h].zero = Codes<WBits, T>::zero_of_stored(&stored.zeros, h);
       }
     }
   }
@@ -204,7 +215,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   template <int kSet>
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
     const Parameters& parameters = parameters_[kSet][t][h];
-    if constexpr (kByBytes) {
+    if constexpr (kByBytes || kFused) {
       return parameters.pair(word, step);
     } else {
       return weight_pair_of(parameters, word, step);
@@ -243,7 +254,6 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   std::uint64_t x_descriptor_;
   std::uint32_t group_mask_;
-  bool small_groups_;  // several begin in a stage
   RingCursor<Storage::kStages, Shape::kPhases> x_cursor_;
   RingCursor<Storage::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];

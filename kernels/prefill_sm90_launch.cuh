@@ -59,8 +59,9 @@ struct HopperPrefillLaunch {
     grid.cluster = full.multicast * full.split;
     grid.grid_n = static_cast<unsigned>(launch.clusters * launch.cluster);
     grid.grid_n -= grid.grid_n % static_cast<unsigned>(grid.cluster);
-    const bool general =
-        args.zeros == nullptr || args.group_shift < 5 || args.scales_are_bf16 != (T == DType::bf16);
+    const bool general = args.zeros == nullptr || args.group_shift < 5 ||
+                         args.scales_are_bf16 != (T == DType::bf16) ||
+                         (fuses_weights(kConfig, WBits) && !args.scales_fit_fused_weights);
     return general ? start<true>(full, grid) : start<false>(full, grid);
   }
 

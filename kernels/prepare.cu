@@ -22,6 +22,12 @@ __device__ __forceinline__ std::int64_t thread_index() {
   return static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }
 
+__global__ void find_at_least(const std::uint16_t* values, std::int64_t count, unsigned magnitude,
+                              std::int32_t* found) {
+  const std::int64_t i = thread_index();
+  if (i < count && (values[i] & 0x7fffu) >= magnitude) *found = 1;
+}
+
 // Repacking. A block of the layout is 8 rows of canonical words and 64 channels, whatever the
 // width: a CTA brings a few blocks to shared memory in rows of 256 bytes and writes them as the
 // layout has them, a thread 16 bytes of each block.
@@ -125,10 +131,31 @@ struct CanonicalWords {
   }
 };
 
+// What a word's codes are flipped with where zeros are 3: see is_stored_complemented.
+struct Complements {
+  const std::uint8_t* __restrict__ zeros;  // [kernel groups, n_padded]; null: nothing is flipped
+  std::int64_t n_padded;
+  int group_shift;
+
+  // Of the words of `channel` in block `block_k`.
+  __device__ __forceinline__ std::uint32_t operator()(int block_k, std::int64_t channel) const {
+    using Layout = KernelLayout<2>;
+    if (zeros == nullptr) return 0;
+    const std::uint8_t* of_channel = zeros + parameter_position(channel);
+    std::uint32_t flipped = 0;
+#pragma unroll
+    for (int s = 0; s < Layout::kStepsPerBlock; ++s) {
+      const std::int64_t row = (block_k * Layout::kBlockK + s * Layout::kStepK) >> group_shift;
+      if (is_stored_complemented(2, of_channel[row * n_padded])) flipped |= 0x00030003u << (2 * s);
+    }
+    return flipped;
+  }
+};
+
 template <int WBits, bool kPermuted>
 __global__ void __launch_bounds__(Repack<WBits>::kThreads)
-    repack(const CanonicalWords<WBits, kPermuted> canonical, int blocks_k, int strips,
-           uint4* __restrict__ out) {
+    repack(const CanonicalWords<WBits, kPermuted> canonical, const Complements complements,
+           int blocks_k, int strips, uint4* __restrict__ out) {
   using Repack = Repack<WBits>;
   using Layout = typename Repack::Layout;
   __shared__ typename Repack::Tile tile;
@@ -159,10 +186,25 @@ __global__ void __launch_bounds__(Repack<WBits>::kThreads)
   for (int b = 0; b < Repack::kBlocks; ++b) {
     if (first + b >= blocks_k) break;
     const std::int64_t block = static_cast<std::int64_t>(strip) * blocks_k + first + b;
-    out[block * Repack::kThreads + thread] =
-        make_uint4(Repack::word(tile, b, thread, 0), Repack::word(tile, b, thread, 1),
-                   Repack::word(tile, b, thread, 2), Repack::word(tile, b, thread, 3));
+    uint4 words = make_uint4(Repack::word(tile, b, thread, 0), Repack::word(tile, b, thread, 1),
+                             Repack::word(tile, b, thread, 2), Repack::word(tile, b, thread, 3));
+    if constexpr (WBits == 2) {
+      const int channel = strip * Layout::kBlockN + Repack::channel(thread, 0);
+      const std::uint32_t even = complements(first + b, channel),
+                          odd = complements(first + b, channel + 8);
+      words.x ^= even, words.y ^= odd, words.z ^= even, words.w ^= odd;
+    }
+    out[block * Repack::kThreads + thread] = words;
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    negate_complemented_kernel(std::int64_t count, std::uint16_t* __restrict__ scales,
+                               std::uint8_t* __restrict__ zeros) {
+  const std::int64_t i = thread_index();
+  if (i >= count || !is_stored_complemented(2, zeros[i])) return;
+  scales[i] ^= 0x8000u;
+  zeros[i] = 0;
 }
 
 template <class In, class Out>
@@ -235,39 +277,49 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int WBits, bool kPermuted>
 cudaError_t launch_repack_as(const CanonicalWords<WBits, kPermuted>& canonical,
-                             std::int64_t k_padded, std::int64_t n_padded, std::uint32_t* out,
-                             cudaStream_t stream) {
+                             const Complements& complements, std::int64_t k_padded,
+                             std::int64_t n_padded, std::uint32_t* out, cudaStream_t stream) {
   using Layout = KernelLayout<WBits>;
   const std::int64_t blocks_k = k_padded / Layout::kBlockK, strips = n_padded / Layout::kBlockN;
   const std::int64_t ctas = strips * ceil_div(blocks_k, Repack<WBits>::kBlocks);
   return launch_kernel(repack<WBits, kPermuted>, dim3(static_cast<unsigned>(ctas)),
-                       Repack<WBits>::kThreads, 0, stream, canonical, static_cast<int>(blocks_k),
-                       static_cast<int>(strips), reinterpret_cast<uint4*>(out));
+                       Repack<WBits>::kThreads, 0, stream, canonical, complements,
+                       static_cast<int>(blocks_k), static_cast<int>(strips),
+                       reinterpret_cast<uint4*>(out));
 }
 
 template <int WBits>
 cudaError_t launch_repack(const std::uint32_t* canonical, std::int64_t k, std::int64_t n,
-                          const std::int32_t* source, std::int64_t k_padded, std::int64_t n_padded,
-                          std::uint32_t* out, cudaStream_t stream) {
+                          const std::int32_t* source, const Complements& complements,
+                          std::int64_t k_padded, std::int64_t n_padded, std::uint32_t* out,
+                          cudaStream_t stream) {
   const int columns = static_cast<int>(k), channels = static_cast<int>(n);
   if (source != nullptr) {
-    return launch_repack_as<WBits, true>({canonical, source, columns, channels}, k_padded, n_padded,
-                                         out, stream);
+    return launch_repack_as<WBits, true>({canonical, source, columns, channels}, complements,
+                                         k_padded, n_padded, out, stream);
   }
-  return launch_repack_as<WBits, false>({canonical, source, columns, channels}, k_padded, n_padded,
-                                        out, stream);
+  return launch_repack_as<WBits, false>({canonical, source, columns, channels}, complements,
+                                        k_padded, n_padded, out, stream);
 }
 
 }  // namespace
 
 cudaError_t repack_codes(int bits, const std::uint32_t* canonical, std::int64_t k, std::int64_t n,
                          const std::int32_t* source, std::int64_t k_padded, std::int64_t n_padded,
-                         std::uint32_t* out, cudaStream_t stream) {
+                         const std::uint8_t* zeros, int group_shift, std::uint32_t* out,
+                         cudaStream_t stream) {
   const auto launch = bits == 1   ? launch_repack<1>
                       : bits == 2 ? launch_repack<2>
                       : bits == 4 ? launch_repack<4>
                                   : launch_repack<8>;
-  return launch(canonical, k, n, source, k_padded, n_padded, out, stream);
+  return launch(canonical, k, n, source, {zeros, n_padded, group_shift}, k_padded, n_padded, out,
+                stream);
+}
+
+cudaError_t negate_complemented(std::int64_t count, std::uint16_t* scales, std::uint8_t* zeros,
+                                cudaStream_t stream) {
+  return launch_kernel(negate_complemented_kernel, grid_for(count), kThreads, 0, stream, count,
+                       scales, zeros);
 }
 
 template <class In, class Out>
@@ -285,6 +337,12 @@ template cudaError_t spread_groups(const std::uint8_t*, std::int64_t, const std:
                                    std::int64_t, std::int64_t, std::uint8_t*, cudaStream_t);
 template cudaError_t spread_groups(const float*, std::int64_t, const std::int32_t*, std::int64_t,
                                    std::int64_t, float*, cudaStream_t);
+
+cudaError_t any_at_least(const std::uint16_t* values, std::int64_t count, std::uint16_t magnitude,
+                         std::int32_t* found, cudaStream_t stream) {
+  return launch_kernel(find_at_least, grid_for(count), kThreads, 0, stream, values, count,
+                       unsigned{magnitude}, found);
+}
 
 cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,
                                   float* affine_zeros, cudaStream_t stream) {

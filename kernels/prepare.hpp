@@ -12,10 +12,17 @@
 namespace mpq::kernels {
 
 /// canonical [ceil(k * bits / 32), n] -> out, KernelLayout padded to [k_padded, n_padded]. source
-/// [k_padded] (or null: in order) as in ColumnOrder. Padding becomes code 0.
+/// [k_padded] (or null: in order) as in ColumnOrder. Padding becomes code 0. 2 bits: where zeros
+/// [kernel groups, n_padded] (null: none are) are 3, codes are complemented; a kernel group is
+/// 2^group_shift columns, or all of them (31).
 cudaError_t repack_codes(int bits, const std::uint32_t* canonical, std::int64_t k, std::int64_t n,
                          const std::int32_t* source, std::int64_t k_padded, std::int64_t n_padded,
-                         std::uint32_t* out, cudaStream_t stream);
+                         const std::uint8_t* zeros, int group_shift, std::uint32_t* out,
+                         cudaStream_t stream);
+
+/// What goes with that: such zeros become 0 and their scales change sign. Both [count].
+cudaError_t negate_complemented(std::int64_t count, std::uint16_t* scales, std::uint8_t* zeros,
+                                cudaStream_t stream);
 
 /// in [G, n] -> out [kernel_groups, n_padded] in the order of parameter_position: row r is group[r]
 /// of in, or 0 where that is -1. For u16 to u16 or u8, u8 to u8, and float to float.
@@ -23,6 +30,11 @@ template <class In, class Out>
 cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* group,
                           std::int64_t kernel_groups, std::int64_t n_padded, Out* out,
                           cudaStream_t stream);
+
+/// *found = 1 if a value of f16 or bf16 has a magnitude whose bits are `magnitude` or more (Inf and
+/// NaN have the most); else it stays as it is. count > 0.
+cudaError_t any_at_least(const std::uint16_t* values, std::int64_t count, std::uint16_t magnitude,
+                         std::int32_t* found, cudaStream_t stream);
 
 /// Double-quantised statistics on the device; see DoubleQuantized for shapes.
 struct Statistics {

@@ -95,6 +95,13 @@ constexpr Index statistic_base_of(Index position) noexcept {
 template <int WBits>
 using ZeroCode = std::conditional_t<WBits == 8, std::uint16_t, std::uint8_t>;
 
+/// 2-bit codes whose zero is 3, padding in their groups included, are stored complemented, the zero
+/// as 0 and the scale negated, since s * (q - 3) = -s * (3 - q): 0, 1, 2 and 4 times a scale is
+/// exact.
+constexpr bool is_stored_complemented(int bits, int zero) noexcept {
+  return bits == 2 && zero == 3;
+}
+
 /// KernelLayout::kBlockK for a width known at run time.
 constexpr int layout_block_k(int bits) noexcept {
   return 256 / bits;

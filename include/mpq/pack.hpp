@@ -23,8 +23,8 @@ std::vector<std::uint8_t> unpack(std::span<const std::uint32_t> words, std::int6
 /// and bf16 scales. Affine: one rounding (s * q is exact, then + b).
 std::vector<float> dequantize(const AnyQuantizedWeights& weights);
 
-/// Packs canonical codes into the kernel layout (KernelLayout), as prepare_params does on the
-/// device. Padding is zero.
+/// Packs canonical codes into the kernel layout (KernelLayout, is_stored_complemented), as
+/// prepare_params does on the device. Padding is zero.
 std::vector<std::uint32_t> pack_kernel_layout(const AnyQuantizedWeights& weights);
 
 }  // namespace mpq

@@ -334,6 +334,13 @@ constexpr bool multiplies_raised_codes(const KernelConfig& config, int bits) noe
          (config.tile_m <= 16 || (config.tile_m == 32 && has_several_strips(config))) && bits < 8;
 }
 
+/// Whether an sm90a prefill kernel makes each weight by one multiply-add
+/// (kernels/fused_weights.cuh).
+constexpr bool fuses_weights(const KernelConfig& config, int bits) noexcept {
+  return config.family == KernelFamily::prefill && config.isa == Isa::sm90a && bits <= 2 &&
+         !multiplies_raised_codes(config, bits);
+}
+
 /// Whether a stage of an sm90a prefill kernel is 128 columns of K and more, not 64: beginning one
 /// takes long where a product is short. There is no room for several where tiles are large.
 constexpr bool has_long_stages(const KernelConfig& config) noexcept {

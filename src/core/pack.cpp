@@ -134,6 +134,24 @@ void dequantize_channels(const WeightsData& weights, const WeightsData& plain, R
   }
 }
 
+// Codes [KernelLayout<2>::kBlockK, kBlockN] of a block.
+void complement(const WeightsData& weights, const ColumnOrder& order, std::int64_t first_k,
+                std::int64_t first_n, std::vector<std::uint8_t>& codes) {
+  using Layout = KernelLayout<2>;
+  const std::int64_t n = weights.out_features;
+  const std::int64_t channels = std::min<std::int64_t>(Layout::kBlockN, n - first_n);
+  for (std::int64_t row = 0; row < Layout::kBlockK; ++row) {
+    const std::int64_t group =
+        order.group[static_cast<std::size_t>((first_k + row) / order.group_columns)];
+    if (group < 0) continue;
+    const std::uint16_t* zeros = weights.zeros.data() + group * n + first_n;
+    std::uint8_t* of_row = codes.data() + row * Layout::kBlockN;
+    for (std::int64_t c = 0; c < channels; ++c) {
+      if (is_stored_complemented(2, zeros[c])) of_row[c] ^= 3;
+    }
+  }
+}
+
 // Fills the kernel layout's blocks [range) of a tensor. Within a block the bijection is the same
 // everywhere, so it is evaluated once, into `source`, and not once per code.
 template <int WBits>
@@ -170,6 +188,8 @@ void pack_blocks(const WeightsData& weights, const ColumnOrder& order, Range ran
         target[c] = static_cast<std::uint8_t>((words[c] >> shift) & kMask);
       }
     }
+    if (WBits == 2 && weights.zero_kind == ZeroKind::integer)
+      complement(weights, order, first_k, first_n, codes);
     std::uint32_t* target = out + block * Layout::kWordsPerBlock;
     for (int word = 0; word < Layout::kWordsPerBlock; ++word) {
       std::uint32_t packed = 0;

@@ -12,6 +12,7 @@
 #include "arguments.hpp"
 #include "cuda/cuda_error.hpp"
 #include "cuda/device_arrays.hpp"
+#include "fused_weights.hpp"
 #include "gather.hpp"
 #include "instances.hpp"
 #include "mpq/layout.hpp"
@@ -109,6 +110,11 @@ class CudaBackend final : public Backend {
   std::int64_t groups() const {
     return config_.group_size == -1 ? 1 : ceil_div(k(), config_.group_size);
   }
+  // log2 of a kernel group's columns; 31: one group.
+  int group_shift() const {
+    if (order_.group_columns >= order_.k_padded) return 31;
+    return std::countr_zero(static_cast<std::uint64_t>(order_.group_columns));
+  }
   Problem problem(std::int64_t m) const {
     return {.bits = bits_,
             .dtype = config_.dtype,
@@ -122,6 +128,10 @@ class CudaBackend final : public Backend {
             .gathers = order_.gathers()};
   }
   kernels::Statistics statistics() const;
+  // Whether prefill kernels could make its weights that way, if no scale is too large.
+  bool fuses_weights() const {
+    return bits_ <= 2 && zero_kind_ != ZeroKind::affine && scale_dtype_ == config_.dtype;
+  }
   // Why the statistics cannot stay packed; null if they can.
   const char* why_not_packed() const;
   bool packs_statistics(const PrepareOptions& options) const;
@@ -137,6 +147,7 @@ class CudaBackend final : public Backend {
   DType scale_dtype_ = DType::f16;
   ZeroKind zero_kind_ = ZeroKind::none;
   bool prepared_ = false;
+  bool scales_fit_fused_weights_ = false;
   ColumnOrder order_;
   Parameters parameters_;
   std::optional<Compressed> compressed_;
@@ -277,7 +288,8 @@ std::size_t CudaBackend::prepare_bytes() const {
   const std::int64_t zero_rows = zero_kind_ == ZeroKind::integer ? order_.kernel_groups() : 1;
   std::int64_t bytes = order_.k_padded * bits_ / 8 * n_padded() + 2 * statistics +
                        (affine ? 4 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
-                       4 * (order_.k_padded + order_.kernel_groups());
+                       4 * (order_.k_padded + order_.kernel_groups()) +
+                       (fuses_weights() ? 4 : 0);               // whether a scale is too large
   if (compressed_) bytes += groups() * n() * (affine ? 6 : 2);  // decoded, not yet in order
   return static_cast<std::size_t>(bytes);
 }
@@ -301,10 +313,6 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   Parameters ready;
   auto source = upload(device_, order_.source, 1, order_.k_padded, stream);
   const auto group = upload(device_, order_.group, 1, order_.kernel_groups(), stream);
-  ready.qweight = DeviceArray<std::uint32_t>(device_, order_.k_padded * bits_ / 32, n_padded());
-  check_cuda(kernels::repack_codes(bits_, parameters_.qweight.data(), k(), n(), source.data(),
-                                   order_.k_padded, n_padded(), ready.qweight.data(), stream.get()),
-             "repack_codes");
   const auto spread = [&](const auto& from, auto& to) {
     if (from.empty()) return;
     to = {device_, order_.kernel_groups(), n_padded()};
@@ -322,6 +330,15 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   }
   spread(parameters_.scales, ready.scales);
   spread(parameters_.affine_zeros, ready.affine_zeros);
+  std::int32_t too_large = 1;
+  if (fuses_weights()) {
+    auto found = upload(device_, std::vector{std::int32_t{0}}, 1, 1, stream);
+    check_cuda(kernels::any_at_least(ready.scales.data(), ready.scales.size(),
+                                     kernels::fused_scale_limit(bits_, scale_dtype_), found.data(),
+                                     stream.get()),
+               "any_at_least");
+    found.buffer().copy_to_host(&too_large, sizeof(too_large), 0, stream);
+  }
   const auto middle = static_cast<std::uint16_t>(1u << (bits_ - 1));
   const auto columns = static_cast<std::size_t>(n_padded());
   if (bits_ < 8) {
@@ -336,12 +353,26 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
       ready.zeros = upload(device_, std::vector(columns, middle), 1, n_padded(), stream);
     }
   }
+  // Codes depend on zeros there (is_stored_complemented).
+  const bool complemented = bits_ == 2 && zero_kind_ == ZeroKind::integer;
+  ready.qweight = DeviceArray<std::uint32_t>(device_, order_.k_padded * bits_ / 32, n_padded());
+  check_cuda(kernels::repack_codes(bits_, parameters_.qweight.data(), k(), n(), source.data(),
+                                   order_.k_padded, n_padded(),
+                                   complemented ? ready.narrow_zeros.data() : nullptr,
+                                   group_shift(), ready.qweight.data(), stream.get()),
+             "repack_codes");
+  if (complemented) {
+    check_cuda(kernels::negate_complemented(ready.scales.size(), ready.scales.data(),
+                                            ready.narrow_zeros.data(), stream.get()),
+               "negate_complemented");
+  }
   // What was loaded is freed below: the kernels must have read it.
   check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   ready.bias = std::move(parameters_.bias);
   parameters_ = std::move(ready);
   source_ = std::move(source);
   compressed_.reset();
+  scales_fit_fused_weights_ = too_large == 0;
   prepared_ = true;
 }
 
@@ -352,7 +383,6 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
                                 config.warps() / plan.warps_n, plan.chunks, plan.cluster);
   const int tile_rows = decode_tile_rows(config, bits_, order_.group_columns);
   const auto log2 = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };
-  const bool one_group = order_.group_columns >= order_.k_padded;
   return {.x = x.data,
           .ldx = x.ld,
           .y = y.data,
@@ -372,9 +402,9 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           .k = static_cast<int>(k()),
           .k_padded = static_cast<int>(order_.k_padded),
           .n_padded = static_cast<int>(n_padded()),
-          .group_shift =
-              one_group ? 31 : std::countr_zero(static_cast<std::uint64_t>(order_.group_columns)),
+          .group_shift = group_shift(),
           .scales_are_bf16 = scale_dtype_ == DType::bf16,
+          .scales_fit_fused_weights = scales_fit_fused_weights_,
           .programmatic = false,
           .chunks = plan.chunks,
           .part = split.part,

@@ -68,12 +68,16 @@ void check_kernel_layout(std::int64_t k, std::int64_t n, int group_size, bool ac
   std::vector<std::uint32_t> expected(
       static_cast<std::size_t>(Layout::words(order.k_padded, n_padded)));
   for (std::int64_t i = 0; i < order.k_padded; ++i) {
-    const std::int64_t column = order.gathers() ? order.source[static_cast<std::size_t>(i)] : i;
-    if (column < 0 || column >= k) continue;
+    const std::int64_t source = order.gathers() ? order.source[static_cast<std::size_t>(i)] : i;
+    const std::int64_t column = source < k ? source : -1;
+    const std::int64_t group = order.group[static_cast<std::size_t>(i / order.group_columns)];
     for (std::int64_t c = 0; c < n; ++c) {
+      std::uint32_t code = column < 0 ? 0 : codes[static_cast<std::size_t>(column * n + c)];
+      const bool complemented =
+          WBits == 2 && group >= 0 && data.zeros[static_cast<std::size_t>(group * n + c)] == 3;
+      if (complemented) code = 3 - code;
       const auto [word, shift] = Layout::position({i, c}, order.k_padded);
-      expected[static_cast<std::size_t>(word)] |=
-          std::uint32_t{codes[static_cast<std::size_t>(column * n + c)]} << shift;
+      expected[static_cast<std::size_t>(word)] |= code << shift;
     }
   }
   INFO("bits " << WBits << " k " << k << " n " << n << " group " << group_size << " act-order "
