@@ -17,12 +17,16 @@ struct Half2Of;
 template <>
 struct Half2Of<DType::f16> {
   static constexpr int kMantissaBits = 10, kBias = 15;
+  static constexpr float kBase = 1024.f;  // integers below OR-ed into its mantissa are added to it
+  static constexpr std::uint32_t kMagic = 0x64006400u;  // a pair of it, as bits
   using Scalar = __half;
   using Pair = __half2;
 };
 template <>
 struct Half2Of<DType::bf16> {
   static constexpr int kMantissaBits = 7, kBias = 127;
+  static constexpr float kBase = 128.f;
+  static constexpr std::uint32_t kMagic = 0x43004300u;
   using Scalar = __nv_bfloat16;
   using Pair = __nv_bfloat162;
 };
@@ -84,23 +88,21 @@ __device__ __forceinline__ float2 to_float2(Pair<T> pair) {
   }
 }
 
-/// Codes as exact numbers of the activations' type.
-///
-/// A code OR-ed into the mantissa of 1024 (f16, 10 mantissa bits) or 128 (bf16, 7) at bit p is that
-/// number plus 2^p times the code: one LOP3 and one multiply-add by 2^-p make q minus any small
-/// integer of a pair, with no rounding (|q - z| <= 256). Steps whose codes lie side by side in the
-/// mantissa share one shift of the word, kMostPositions at most: each has its own zeros in
-/// registers. 8-bit codes do not fit bf16's mantissa and go as two nibbles, each step of which is
-/// exact too.
-template <int WBits, DType T, int kMostPositions = 2>
-struct Codes {
-  static constexpr bool kTwoNibbles = WBits == 8 && T == DType::bf16;
-  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits;
-  static constexpr int kPositions = kTwoNibbles                              ? 1
-                                    : kMantissaBits / WBits < kMostPositions ? kMantissaBits / WBits
-                                                                             : kMostPositions;
-  static constexpr float kBase = T == DType::f16 ? 1024.f : 128.f;
-  static constexpr std::uint32_t kMagic = T == DType::f16 ? 0x64006400u : 0x43004300u;  // kBase
+/// Codes as exact numbers of the activations' type: 2^kUnit * (q - z) of a pair, with no rounding
+/// (|q - z| <= 256). Scales are multiplied by 2^-kUnit, which is 1 in float16. Steps whose codes
+/// lie side by side in a word share one shift of it.
+template <int WBits, DType T>
+struct Codes;
+
+/// A code OR-ed into the mantissa of 1024 at bit p is that number plus 2^p times the code: one LOP3
+/// and one multiply-add by 2^-p make q minus any small integer. Each of the positions has its own
+/// zeros in registers.
+template <int WBits>
+struct Codes<WBits, DType::f16> {
+  static constexpr DType T = DType::f16;
+  static constexpr float kBase = Half2Of<T>::kBase;
+  static constexpr std::uint32_t kMagic = Half2Of<T>::kMagic;
+  static constexpr int kPositions = WBits == 8 ? 1 : 2;
 
   /// What fragment() subtracts from codes at position 0 and adds to those at the others.
   struct Zero {
@@ -109,17 +111,11 @@ struct Codes {
 
   /// For an integer z in [0, 2^WBits].
   static __device__ __forceinline__ Zero zero(int z) {
-    if constexpr (kTwoNibbles) {
-      return {{round_to_pair<T>(static_cast<float>(z), static_cast<float>(z))}};
-    } else {
-      return zero_of_raised(kMagic | static_cast<std::uint32_t>(z) * 0x00010001u);
-    }
+    return zero_of_raised(kMagic | static_cast<std::uint32_t>(z) * 0x00010001u);
   }
   /// For the i-th of neighbouring ZeroCodes, packed in `words`.
   static __device__ __forceinline__ Zero zero_of_stored(const std::uint32_t* words, int i) {
-    if constexpr (kTwoNibbles) {
-      return zero(static_cast<int>(words[i / 2] >> (16 * (i % 2)) & 0xffffu));
-    } else if constexpr (WBits == 8) {
+    if constexpr (WBits == 8) {
       return zero_of_raised(kMagic | __byte_perm(words[i / 2], 0, i % 2 == 0 ? 0x1010 : 0x3232));
     } else {  // bytes: the code, then kMagic's upper byte
       return zero_of_raised(
@@ -127,26 +123,20 @@ struct Codes {
     }
   }
 
-  /// The pair of k-step `step` in a layout word, each minus the zero.
+  static __device__ __forceinline__ float scale(float s) { return s; }
+  static __device__ __forceinline__ Pair<T> scale(Pair<T> s) { return s; }
+
+  /// The pair of k-step `step` in a layout word.
   static __device__ __forceinline__ Pair<T> fragment(std::uint32_t word, int step,
                                                      const Zero& zero) {
-    if constexpr (kTwoNibbles) {
-      const std::uint32_t codes = word >> (8 * step);
-      const auto low = bits_as<Pair<T>>(ptx::lop3_and_or(codes, 0x000f000fu, 0x43004300u));
-      const auto high = bits_as<Pair<T>>(ptx::lop3_and_or(codes >> 4, 0x000f000fu, 0x43004300u));
-      const Pair<T> high16 =  // 16 * (128 + high) - 2048
-          __hfma2(high, round_to_pair<T>(16.f, 16.f), round_to_pair<T>(-2048.f, -2048.f));
-      return __hadd2(__hsub2(high16, zero.term[0]), __hadd2(low, round_to_pair<T>(-128.f, -128.f)));
-    } else {
-      constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
-      const int position = step % kPositions;
-      const int shift = WBits * position;
-      const auto raised = bits_as<Pair<T>>(
-          ptx::lop3_and_or(word >> (WBits * step - shift), kMask << shift, kMagic));
-      if (position == 0) return __hsub2(raised, zero.term[0]);
-      const float unit = 1.f / static_cast<float>(1 << shift);
-      return __hfma2(raised, round_to_pair<T>(unit, unit), zero.term[position]);
-    }
+    constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
+    const int position = step % kPositions;
+    const int shift = WBits * position;
+    const auto raised =
+        bits_as<Pair<T>>(ptx::lop3_and_or(word >> (WBits * step - shift), kMask << shift, kMagic));
+    if (position == 0) return __hsub2(raised, zero.term[0]);
+    const float unit = 1.f / static_cast<float>(1 << shift);
+    return __hfma2(raised, round_to_pair<T>(unit, unit), zero.term[position]);
   }
 
  private:
@@ -161,6 +151,49 @@ struct Codes {
       result.term[p] = __hsub2(round_to_pair<T>(difference, difference), raised);
     }
     return result;
+  }
+};
+
+/// In a masked word codes at bit p of a half are floats as they are, q * 2^p of the least subnormal
+/// number: subnormal, or in the first binade of normal numbers, which continues them. One LOP3 and
+/// one multiply-add make what is wanted. Scales are below 2^121. (In float16 that is no faster than
+/// the way above, and scales would be below 2^7.)
+template <int WBits>
+struct Codes<WBits, DType::bf16> {
+  static constexpr DType T = DType::bf16;
+  static constexpr int kLeast = -133, kLargest = 126;  // log2 of that number; it is multiplied by
+  static constexpr int kUnit = kLeast + kLargest;      // up to 2^126
+  static constexpr int kPositions = 8 / WBits;         // whose codes are integers below 2^8
+  using Zero = Pair<T>;
+
+  static __device__ __forceinline__ Zero zero(int z) {
+    return zero_of_codes(static_cast<std::uint32_t>(z) * 0x00010001u);
+  }
+  static __device__ __forceinline__ Zero zero_of_stored(const std::uint32_t* words, int i) {
+    if constexpr (WBits == 8) {
+      return zero_of_codes(__byte_perm(words[i / 2], 0, i % 2 == 0 ? 0x1010 : 0x3232));
+    } else {
+      return zero_of_codes(
+          __byte_perm(words[i / 4], 0, 0x4040u + static_cast<unsigned>(i % 4) * 0x0101u));
+    }
+  }
+
+  static __device__ __forceinline__ float scale(float s) { return s * float_power(-kUnit); }
+  static __device__ __forceinline__ Pair<T> scale(Pair<T> s) {
+    return __hmul2(s, bits_as<Pair<T>>(pair_of_power<T>(-kUnit)));
+  }
+
+  static __device__ __forceinline__ Pair<T> fragment(std::uint32_t word, int step, Zero zero) {
+    constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
+    const int shift = WBits * (step % kPositions);
+    const auto codes = bits_as<Pair<T>>(word >> (WBits * step - shift) & kMask << shift);
+    return __hfma2(codes, bits_as<Pair<T>>(pair_of_power<T>(kLargest - shift)), zero);
+  }
+
+ private:
+  static __device__ __forceinline__ Zero zero_of_codes(std::uint32_t pair) {
+    constexpr std::uint32_t kSigns = 0x80008000u;
+    return __hmul2(bits_as<Pair<T>>(pair), bits_as<Pair<T>>(pair_of_power<T>(kLargest) | kSigns));
   }
 };
 

@@ -17,9 +17,9 @@ class FusedWeights {
   /// Of the two channels whose scales and zeros are neighbours in `scales` and `zeros`.
   static __device__ __forceinline__ void load(std::uint32_t scales, std::uint32_t zeros,
                                               FusedWeights (&to)[2]) {
-    constexpr float kBase = Codes<WBits, T>::kBase;
+    constexpr float kBase = Half2Of<T>::kBase;
     const auto raised =  // kBase + z: bytes of the zeros, and kMagic's upper one
-        bits_as<Pair<T>>(__byte_perm(zeros, Codes<WBits, T>::kMagic, 0x5150));
+        bits_as<Pair<T>>(__byte_perm(zeros, Half2Of<T>::kMagic, 0x5150));
     const Pair<T> offset =
         __hmul2(__hsub2(round_to_pair<T>(kBase, kBase), raised), bits_as<Pair<T>>(scales));
     constexpr int kFirst = fused_code_exponent(WBits, T, 0),

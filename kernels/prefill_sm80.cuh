@@ -218,7 +218,7 @@ class PrefillWarp {
       for (int h = 0; h < 2; ++h) {
         zero_[t][h] = current_.code_zero(args_, t, h);
         const std::uint32_t scale = current_.tile[t].scale_bits(h);
-        scale_[t][h] = bits_as<Pair<T>>(scale | scale << 16);
+        scale_[t][h] = Codes<WBits, T>::scale(bits_as<Pair<T>>(scale | scale << 16));
       }
     }
   }
@@ -229,7 +229,7 @@ class PrefillWarp {
     const Pair<T> codes = Codes<WBits, T>::fragment(word, step, zero_[t][h]);
     if (kPlain || !wide_) return bits_as<std::uint32_t>(__hmul2(codes, scale_[t][h]));
     const float2 wide = to_float2<T>(codes);
-    const float scale = current_.scale_as_float(args_, t, h);
+    const float scale = Codes<WBits, T>::scale(current_.scale_as_float(args_, t, h));
     const float affine = current_.affine(args_, t, h);
     return bits_as<std::uint32_t>(
         round_to_pair<T>(__fmaf_rn(scale, wide.x, affine), __fmaf_rn(scale, wide.y, affine)));

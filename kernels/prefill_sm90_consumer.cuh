@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "byte_weights.cuh"
 #include "dequant.cuh"
 #include "fused_weights.cuh"
 #include "prefill_sm90_parts.cuh"
@@ -83,16 +82,13 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // Of one channel, in one group.
-  static constexpr bool kByBytes = !kGeneral && WBits == 8 && T == DType::bf16;
   struct PairParameters {
     std::conditional_t<kGeneral, float, Pair<T>> scale;
     float affine;
     typename Codes<WBits, T>::Zero zero;
   };
   static constexpr bool kFused = !kGeneral && fuses_weights(C, WBits);
-  using Parameters =
-      std::conditional_t<kByBytes, ByteWeights,
-                         std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters>>;
+  using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters>;
   // Groups of 16 columns change from step to step; even and odd steps have a set each, so that no
   // more branches are needed. Only kGeneral has such groups.
   static constexpr int kSets = kGeneral ? 2 : 1;
@@ -194,20 +190,18 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   __device__ __forceinline__ void load_each(Parameters (&to)[2],
                                             const typename Base::StoredParameters& stored) const {
+    using Codes = Codes<WBits, T>;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const auto scale = static_cast<std::uint16_t>(stored.scales >> (16 * h));
-      if constexpr (kByBytes) {
-        to[h] = ByteWeights(scale, stored.zeros >> (16 * h) & 0xffffu);
+      if constexpr (kGeneral) {
+        const auto scale = static_cast<std::uint16_t>(stored.scales >> (16 * h));
+        to[h].scale = Codes::scale(scale_to_float(scale, args_.scales_are_bf16));
+        to[h].affine = h == 0 ? stored.affine.x : stored.affine.y;
       } else {
-        if constexpr (kGeneral) {
-          to[h].scale = scale_to_float(scale, args_.scales_are_bf16);
-          to[h].affine = h == 0 ? stored.affine.x : stored.affine.y;
-        } else {
-          to[h].scale = bits_as<Pair<T>>(__byte_perm(stored.scales, 0, h == 0 ? 0x1010 : 0x3232));
-        }
-        to[h].zero = Codes<WBits, T>::zero_of_stored(&stored.zeros, h);
+        to[h].scale =
+            Codes::scale(bits_as<Pair<T>>(__byte_perm(stored.scales, 0, h == 0 ? 0x1010 : 0x3232)));
       }
+      to[h].zero = Codes::zero_of_stored(&stored.zeros, h);
     }
   }
 
@@ -215,7 +209,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   template <int kSet>
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
     const Parameters& parameters = parameters_[kSet][t][h];
-    if constexpr (kByBytes || kFused) {
+    if constexpr (kFused) {
       return parameters.pair(word, step);
     } else {
       return weight_pair_of(parameters, word, step);

@@ -37,7 +37,7 @@ struct StatisticPair {
   template <int kByte>
   static __device__ __forceinline__ Pair<T> decode(std::uint32_t codes, std::uint32_t base) {
     // In the mantissa of 1024 or 128, as in Codes.
-    constexpr std::uint32_t kMagic = Codes<4, T>::kMagic;
+    constexpr std::uint32_t kMagic = Half2Of<T>::kMagic;
     const auto raised =
         bits_as<Pair<T>>(__byte_perm(codes, kMagic, 0x7070u + kByte + (kByte + 1) * 0x100u));
     const Pair<T> code = __hsub2(raised, bits_as<Pair<T>>(kMagic));

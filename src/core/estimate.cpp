@@ -84,9 +84,10 @@ double small_groups(const KernelConfig& config, const Problem& problem) {
 // Issue slots that a warp needs for 64 channels x 64 columns in groups of 128 and more, its share
 // of a stage's bookkeeping included.
 double large_group_slots(const KernelConfig& config, const Problem& problem) {
-  const bool bf16 = problem.dtype == DType::bf16;
   if (multiplies_raised_codes(config, problem.bits)) {
-    const double slots = problem.bits == 4 ? (bf16 ? 94.7 : 92.1) : problem.bits == 2 ? 79.2 : 70.6;
+    const double slots = problem.bits == 4   ? (problem.dtype == DType::bf16 ? 94.7 : 92.1)
+                         : problem.bits == 2 ? 79.2
+                                             : 70.6;
     return slots * (has_several_strips(config) ? 0.862 : 1) *
            (config.tile_m > 16  ? 1.389
             : config.tile_m > 8 ? 1.179
@@ -94,13 +95,13 @@ double large_group_slots(const KernelConfig& config, const Problem& problem) {
   }
   switch (problem.bits) {
     case 8:
-      return bf16 ? 175 : 137;
+      return 137;
     case 4:
-      return bf16 ? 135 : 125;
+      return 125;
     case 2:
-      return bf16 ? 125 : 118;
+      return 118;
     default:  // made by one multiply-add, which tells where 64 rows are products, too
-      return (bf16 ? 118 : 111) * (config.tile_m == 64 && problem.m <= 64 ? 0.93 : 1);
+      return config.tile_m == 64 && problem.m <= 64 ? 103 : 111;
   }
 }
 
