@@ -186,6 +186,8 @@ TEST_CASE("columns in another order are gathered for few rows and for many", "[s
 TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto group_size = GENERATE(16, 32, 64, -1);
+  // Of each width two, so that the emulated device is not too long at it.
+  if ((bits == 1 || bits == 4) != (group_size == 16 || group_size == 64)) return;
   constexpr std::int64_t kRows = 40, kK = 300, kN = 460;  // two tiles of the widest
   const auto weights = random_weights({.bits = bits,
                                        .k = kK,

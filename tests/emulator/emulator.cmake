@@ -30,14 +30,10 @@ function(mpq_emulate_cuda target)
   file(GLOB emulator CONFIGURE_DEPENDS "${here}/*.cpp")
   set(device_code ${instances} ${emulator})
   # Written for nvcc: its pragmas, and warnings that are another compiler's taste. Of the sanitizers
-  # the address sanitizer is what finds things here; the other one doubles the time to compile, and
-  # so do checks that are not calls.
+  # the address sanitizer is what finds things here; the other one doubles the time to compile.
   set(options -w -Wno-psabi -include "${here}/builtins.hpp")
   if(MPQ_SANITIZE)
     list(APPEND options -O1 -fno-sanitize=undefined)
-    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      list(APPEND options --param=asan-instrumentation-with-call-threshold=0)
-    endif()
   endif()
   set_source_files_properties(${device_code} PROPERTIES
     SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS "${options}")
