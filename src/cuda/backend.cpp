@@ -330,15 +330,6 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   }
   spread(parameters_.scales, ready.scales);
   spread(parameters_.affine_zeros, ready.affine_zeros);
-  std::int32_t too_large = 1;
-  if (fuses_weights()) {
-    auto found = upload(device_, std::vector{std::int32_t{0}}, 1, 1, stream);
-    check_cuda(kernels::any_at_least(ready.scales.data(), ready.scales.size(),
-                                     kernels::fused_scale_limit(bits_, scale_dtype_), found.data(),
-                                     stream.get()),
-               "any_at_least");
-    found.buffer().copy_to_host(&too_large, sizeof(too_large), 0, stream);
-  }
   const auto middle = static_cast<std::uint16_t>(1u << (bits_ - 1));
   const auto columns = static_cast<std::size_t>(n_padded());
   if (bits_ < 8) {
@@ -365,6 +356,15 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
     check_cuda(kernels::negate_complemented(ready.scales.size(), ready.scales.data(),
                                             ready.narrow_zeros.data(), stream.get()),
                "negate_complemented");
+  }
+  std::int32_t too_large = 1;
+  if (fuses_weights()) {
+    auto found = upload(device_, std::vector{std::int32_t{0}}, 1, 1, stream);
+    check_cuda(kernels::any_at_least(ready.scales.data(), ready.scales.size(),
+                                     kernels::fused_scale_limit(bits_, scale_dtype_), found.data(),
+                                     stream.get()),
+               "any_at_least");
+    found.buffer().copy_to_host(&too_large, sizeof(too_large), 0, stream);
   }
   // What was loaded is freed below: the kernels must have read it.
   check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
