@@ -71,16 +71,13 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
 
   constexpr bool kAnew = kGeneral || kSegment > 4;  // no registers to spare
   ActivationSlice<C, kAnew> x(args, storage, slice);
-  TileReduction<T, C, kAnew> reduction(args, storage, slice, true);
+  TileReduction<T, C, kAnew> reduction(args, storage, slice);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
   };
   const auto start_x = [&](int chunk) {
-    if (warp == 0) {
-      ptx::griddepcontrol_wait();
-      x.start(first_of(chunk), columns_of(chunk));
-    }
+    if (warp == 0) x.start(first_of(chunk), columns_of(chunk));
   };
   // x is the longest to wait for, unless the kernel before is to write it yet.
   if (!args.programmatic) start_x(0);

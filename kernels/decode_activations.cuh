@@ -5,6 +5,7 @@
 
 #include "arguments.hpp"
 #include "decode_storage.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/tma.cuh"
@@ -20,33 +21,51 @@ class ActivationSlice {
                                              DecodeStorage<C>& storage, unsigned char* shared)
       : args_(args), arrived_(&storage.x_arrived), shared_(shared) {}
 
-  /// Makes the mbarrier of x before all else, for the CTA's first warp; else TileReduction makes it
-  /// with its own.
-  __device__ __forceinline__ void prepare() const {
-    if (threadIdx.x == 0) {
-      ptx::mbarrier_init(arrived_, 1);
-      ptx::fence_mbarrier_init();
-    }
-    __syncwarp();
-  }
-  /// The slice is columns [first, first + columns), zero past x: for the CTA's first warp, when the
-  /// slice before has been read and x may be read.
-  __device__ __forceinline__ void start(int first, int columns) {
+  /// Waits for the kernel before, and has columns [first, first + columns) copied: for the CTA's
+  /// first warp, when the slice before has been read. What can be is computed ahead of the wait.
+  __device__ __forceinline__ void start(int first, int columns) const {
 #if __CUDA_ARCH__ >= 900
-    const int whole = whole_columns(first, columns);
-    if (whole > 0) start_copy(row_of_x(first), whole);
+    const int count = rows(), bytes = ptx::opaque(2 * whole_columns(first, columns));
+    if (bytes == 0) return;
+    const std::uint16_t* from = ptx::opaque(row_of_x(first));
+    unsigned char* to = shared_;
+    __syncwarp();
+    if (!ptx::elect_one()) return;
+    ptx::mbarrier_arrive_expect_tx(arrived_, count * bytes);
+    ptx::griddepcontrol_wait();
+#pragma unroll 1
+    for (int row = 0; row < count; ++row, from += args_.ldx, to += args_.x_pitch) {
+      ptx::cp_async_bulk(to, from, bytes, arrived_);
+    }
 #endif
   }
-  /// For all threads, when x may be read.
-  __device__ __forceinline__ void complete(int first, int columns) {
+  /// The same by all threads, a group of cp.async of each: sooner there than a bulk copy where
+  /// slices are long and weights have not been asked for yet. For one slice.
+  __device__ __forceinline__ void start_by_threads(int first, int columns) const {
+    const int pieces = whole_columns(first, columns) / 8, count = rows();
+    const std::uint16_t* x = row_of_x(first);
+    unsigned char* to = shared_;
+#pragma unroll 1
+    for (int row = 0; row < count; ++row, x += args_.ldx, to += args_.x_pitch) {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < pieces; i += C.threads()) {
+        ptx::cp_async_16(to + 16 * i, x + 8 * i);
+      }
+    }
+    ptx::cp_async_commit_group();
+  }
+  /// For all threads, when x may be read. by_threads: if they started it, and C.stages groups of
+  /// other copies since.
+  __device__ __forceinline__ void complete(int first, int columns, bool by_threads = false) {
     const int whole = whole_columns(first, columns);
     if (whole < columns) [[unlikely]]
       fill(row_of_x(first), whole, min(max(args_.k - first, 0), columns), columns);
+    if (by_threads) ptx::cp_async_wait_group<C.stages>();
 #if __CUDA_ARCH__ >= 900
     __syncthreads();
-    if (whole > 0) await_copy();
+    if (whole > 0 && !by_threads) await_copy();
 #else
-    copy(row_of_x(first), whole);
+    if (!by_threads) copy(row_of_x(first), whole);
     __syncthreads();
 #endif
   }
@@ -89,16 +108,6 @@ class ActivationSlice {
     }
   }
 #if __CUDA_ARCH__ >= 900
-  // A row a lane.
-  __device__ __forceinline__ void start_copy(const std::uint16_t* x, int columns) {
-    static_assert(C.tile_m <= 32);
-    const int row = static_cast<int>(threadIdx.x);
-    if (row == 0) ptx::mbarrier_arrive_expect_tx(arrived_, rows() * columns * 2);
-    __syncwarp();
-    if (row < rows()) {
-      ptx::cp_async_bulk(shared_ + row * args_.x_pitch, x + row * args_.ldx, 2 * columns, arrived_);
-    }
-  }
   __device__ __forceinline__ void await_copy() {
     ptx::mbarrier_wait(arrived_, phase_);
     phase_ ^= 1u;

@@ -355,22 +355,11 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   const int slice_begin = split.part_begin(0, 0);
   const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
   ActivationSlice<C, false> x(args, storage, slice);
-  const auto start_x = [&] {
-    if (threadIdx.x < 32) {
-      ptx::griddepcontrol_wait();
-      x.start(slice_begin * kUnitK, slice_columns);
-    }
-  };
-  // x is the longest to wait for, unless the kernel before is to write it yet. (2 bits: no faster.)
-  constexpr bool kXFirst = WBits != 2;
-  const bool x_first = kXFirst && !args.programmatic;
-  if (x_first) {
-    if (threadIdx.x < 32) x.prepare();
-    start_x();
-  }
+  // x is the longest to wait for, unless the kernel before is to write it yet.
+  if (!args.programmatic) x.start_by_threads(slice_begin * kUnitK, slice_columns);
 
-  int thread = static_cast<int>(threadIdx.x);
-  if (kXFirst) thread = ptx::opaque(thread);  // the rest is computed after that
+  // The rest is computed after that.
+  const int thread = ptx::opaque(static_cast<int>(threadIdx.x));
   const int warp = thread / 32, lane = thread % 32;
   const int warps_n = 1 << args.warps_n_shift;
   const int warp_n = warp & (warps_n - 1), warp_k = warp >> args.warps_n_shift;
@@ -381,18 +370,17 @@ __device__ __forceinline__ void decode_digits(const ForwardArguments& args,
   const bool halves = (1 << min(args.group_shift, 30)) < Shape::Layout::kBlockK;
   const int begin = split.part_begin(0, warp_k), end = split.part_begin(0, warp_k + 1);
   const DigitSlice<WBits, T> digits(args, slice);
-  TileReduction<T, C, false> reduction(args, storage, slice, !x_first);
-  if (!kXFirst && !args.programmatic) start_x();
+  TileReduction<T, C, false> reduction(args, storage, slice);
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   WeightStream<WBits, C, UnitRuns, Shape::kUnitBlocks> weights(args, storage.ring[warp], lane,
                                                                runs);
   DigitParameters<WBits, T, kEnd> parameters(args, runs, halves, lane);
   ptx::griddepcontrol_launch_dependents();
-  if (args.programmatic) start_x();
+  if (args.programmatic && thread < 32) x.start(slice_begin * kUnitK, slice_columns);
 
   FixedPoint<T> fixed(0u);  // of the lane's row
   ptx::griddepcontrol_wait();
-  x.complete(slice_begin * kUnitK, slice_columns);
+  x.complete(slice_begin * kUnitK, slice_columns, !args.programmatic);
 #pragma unroll 1
   for (int row = 0; row < rows; ++row) {
     const int first = (begin - slice_begin) * kUnitK, count = (end - begin) * kUnitK;

@@ -22,15 +22,15 @@ class TileReduction {
  public:
   static constexpr int kWarpN = DecodeStorage<C>::kWarpN;
 
-  /// slice: of x. The inboxes follow it: [2][rank][element of the part]. makes_x_barrier: x's
-  /// mbarrier, too (see ActivationSlice::prepare).
+  /// slice: of x. The inboxes follow it: [2][rank][element of the part]. x's
+  /// mbarrier is made here, too.
   __device__ __forceinline__ TileReduction(const ForwardArguments& args, DecodeStorage<C>& storage,
-                                           unsigned char* slice, bool makes_x_barrier)
+                                           unsigned char* slice)
       : args_(args), storage_(storage), slice_(slice) {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&storage_.arrived[0], 1);
       ptx::mbarrier_init(&storage_.arrived[1], 1);
-      if (makes_x_barrier) ptx::mbarrier_init(&storage_.x_arrived, 1);
+      ptx::mbarrier_init(&storage_.x_arrived, 1);
       ptx::fence_mbarrier_init();
     }
     if (args.cluster_shift > 0) ptx::barrier_cluster_arrive_relaxed();
