@@ -360,6 +360,7 @@ struct Problem {
   std::int64_t n_padded = 0, k_padded = 0;  ///< of the kernel layout
   std::int64_t group_columns = 128;         ///< of a kernel group; k_padded when there is one
   bool gathers = false;                     ///< x is gathered into the workspace first
+  bool operator==(const Problem&) const = default;
 };
 
 /// Whether a layer's double-quantised statistics are faster left packed, 1.25 bytes a group and
@@ -386,6 +387,7 @@ struct ForwardOptions {
   int warps_n = -1;         ///< decode: warps of a CTA side by side along N, 1, 2, 4 or 8
   int multicast = -1;       ///< CTAs that share x in an sm90a prefill kernel of many rows, 1 or 2
   bool one_launch = false;  ///< no PlanTail; nor with a kernel or a cluster asked for
+  bool operator==(const ForwardOptions&) const = default;
 };
 
 /// A second launch, of the last channels, beside the end of the first: where tiles are a few more

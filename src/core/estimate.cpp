@@ -1,6 +1,7 @@
 #include "core/estimate.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 namespace mpq::detail {
@@ -18,6 +19,7 @@ struct FewRowCosts {
   // tile, when shared, and slices.
   double alone, alone_tensor, alone_read, crowded;
   double pair_tile, pair_shared, pair_split, pair_split_squared;
+  double idle;                  // of reading, what the busiest multiprocessor has more
   double read_bytes_per_cycle;  // of a multiprocessor, where an H200 reads
 };
 constexpr FewRowCosts kRounding{.in_phases = 0.95,
@@ -34,6 +36,7 @@ constexpr FewRowCosts kRounding{.in_phases = 0.95,
                                 .pair_shared = 1.014,
                                 .pair_split = 1518,
                                 .pair_split_squared = 31.7,
+                                .idle = 0,
                                 .read_bytes_per_cycle = 19};
 constexpr FewRowCosts kRoundingBytes{.in_phases = 0.709,
                                      .exposed = 0.574,
@@ -49,6 +52,7 @@ constexpr FewRowCosts kRoundingBytes{.in_phases = 0.709,
                                      .pair_shared = 1.199,
                                      .pair_split = 1807,
                                      .pair_split_squared = 2.14,
+                                     .idle = 0,
                                      .read_bytes_per_cycle = 19};
 constexpr FewRowCosts kRaising{.in_phases = 1,
                                .exposed = 0.502,
@@ -64,6 +68,7 @@ constexpr FewRowCosts kRaising{.in_phases = 1,
                                .pair_shared = 1.119,
                                .pair_split = 999,
                                .pair_split_squared = 8.73,
+                               .idle = 0.5,
                                .read_bytes_per_cycle = 15.8};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
@@ -129,7 +134,6 @@ constexpr int kStageK = 64;
 constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
 constexpr double kCachedBytesPerCycle = 32.8;   // an SM's share of what the L2 cache gives,
 constexpr double kSharedBytesPerCycle = 42;     // where other SMs want the same rows of x
-constexpr double kProductsStart = 6300;         // of decode kernels of 16-bit products
 
 // An SM's share of what memory gives, where an H200 gives `of_h200`.
 double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
@@ -159,7 +163,7 @@ double read_cycles(const KernelConfig& config, const Problem& problem, const Dev
 // Two CTAs a multiprocessor: its two consumers alone cannot keep it busy, but nothing of one CTA's
 // begin and end is in the way of the other.
 double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
-                      const Problem& problem, const DeviceTraits& device) {
+                      const Problem& problem, const DeviceTraits& device, bool chained) {
   const double bytes = 4.0 * config.tile_n * config.tile_m;
   const double tensor = bytes / 4 * kStageK / kMultiplyAddsPerCycle;
   const FewRowCosts& costs = few_row_costs(config, problem);
@@ -182,8 +186,11 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
     const double load =
         static_cast<double>(clusters * cluster.ctas()) / static_cast<double>(device.sm_count);
     // With half of the shared memory a CTA alone has less on its way.
+    // Multiprocessors with a CTA less do not read the faster for it; in a chain the next launch
+    // does.
+    const double idle = shares && !chained ? costs.idle * (std::ceil(load) - load) : 0;
     const double read =
-        read_cycles(config, problem, device, load) * (shares ? 1 : costs.alone_read);
+        read_cycles(config, problem, device, load + idle) * (shares ? 1 : costs.alone_read);
     return stages * std::max(shares ? crowded : alone, read) +
            fixed * (shares ? costs.pair_shared : 1);
   };
@@ -195,9 +202,11 @@ double estimate_pairs(const KernelConfig& config, const ClusterShape& cluster,
 }  // namespace
 
 double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
-                        const Problem& problem, const DeviceTraits& device) {
+                        const Problem& problem, const DeviceTraits& device, bool chained) {
   constexpr double kMulticast = 1.15;  // CTAs that share x wait for each other
-  if (config.ctas_per_sm == 2) return estimate_pairs(config, cluster, problem, device);
+  if (config.ctas_per_sm == 2) {
+    return estimate_pairs(config, cluster, problem, device, chained);
+  }
   const bool few_rows = !shares_x(config);
 
   const double tile = static_cast<double>(config.tile_n) * config.tile_m;
@@ -238,73 +247,216 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   return waves * stages * stage + fixed + (waves - 1) * next;
 }
 
-double estimate_products(const Problem& problem, const KernelConfig& config, int chunks,
-                         const DecodeSplit& split) {
-  constexpr double kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
+namespace {
+
+// Of the decode kernels for up to 8 rows, in cycles, one launch after the other or chained.
+struct DecodeCosts {
+  double start, start_per_row;  // the latter of the start
+  double work[4];               // of 64 channels x 8 columns, 1, 2, 4 and 8 bits,
+  double work_per_row;          // and a part of that for each further row
+  double read_bytes_per_cycle;  // of a multiprocessor, where an H200 reads
+  int power;                    // 2 or 3, of which work and reading are added up
+  double tile, tile_per_warp;   // warps side by side
+  double further;               // where a cluster has more than one tile
+  double pair, cta;             // of an exchange between two CTAs, of each CTA of larger clusters
+  double uneven, idle;  // of multiplying and reading, what the busiest multiprocessor has more
+  // Part of the clusters that have a tile more, above which both of a multiprocessor's CTAs may be
+  // of these; 0: that part of its second CTA's.
+  double longer;
+  double alone;      // multiplying in a CTA that has its multiprocessor for itself, factor
+  double x, digits;  // of a column: bringing it, making its digits
+  double chunks;     // factor where x is cut into chunks, between which nothing multiplies
+};
+constexpr DecodeCosts kDigits[2]{{.start = 4227,
+                                  .start_per_row = 0.1785,
+                                  .work = {4.383, 5.493, 4.569, 0},
+                                  .work_per_row = 0,
+                                  .read_bytes_per_cycle = 18.4,
+                                  .power = 2,
+                                  .tile = 802,
+                                  .tile_per_warp = 118,
+                                  .further = 0,
+                                  .pair = 200,
+                                  .cta = 20.5,
+                                  .uneven = 1.134,
+                                  .idle = 0,
+                                  .longer = 0.5,
+                                  .alone = 1.254,
+                                  .x = 0.0492,
+                                  .digits = 0.2374,
+                                  .chunks = 1},
+                                 {.start = 3094,
+                                  .start_per_row = 0.2177,
+                                  .work = {5.733, 7.525, 8.837, 0},
+                                  .work_per_row = 0,
+                                  .read_bytes_per_cycle = 22,
+                                  .power = 3,
+                                  .tile = 469,
+                                  .tile_per_warp = 148,
+                                  .further = 800,
+                                  .pair = 168,
+                                  .cta = 0,
+                                  .uneven = 0.581,
+                                  .idle = 0.427,
+                                  .longer = 0,
+                                  .alone = 1.307,
+                                  .x = 0.316,
+                                  .digits = 0,
+                                  .chunks = 1}};
+constexpr DecodeCosts kProducts[2]{{.start = 5213,
+                                    .start_per_row = 0.033,
+                                    .work = {9.625, 9.625, 8.223, 0},
+                                    .work_per_row = 0.011,
+                                    .read_bytes_per_cycle = 18.4,
+                                    .power = 3,
+                                    .tile = 864,
+                                    .tile_per_warp = 24.9,
+                                    .further = 0,
+                                    .pair = 183,
+                                    .cta = 0,
+                                    .uneven = 0.757,
+                                    .idle = 0.485,
+                                    .longer = 0.5,
+                                    .alone = 1.135,
+                                    .x = 0.103,
+                                    .digits = 0,
+                                    .chunks = 1.379},
+                                   {.start = 3725,
+                                    .start_per_row = 0.02,
+                                    .work = {9.941, 9.941, 10.03, 0},
+                                    .work_per_row = 0,
+                                    .read_bytes_per_cycle = 20,
+                                    .power = 3,
+                                    .tile = 806,
+                                    .tile_per_warp = 63.6,
+                                    .further = 0,
+                                    .pair = 0,
+                                    .cta = 0,
+                                    .uneven = 0.758,
+                                    .idle = 0.3,
+                                    .longer = 0,
+                                    .alone = 1.19,
+                                    .x = 0.0868,
+                                    .digits = 0,
+                                    .chunks = 1.209}};
+constexpr DecodeCosts kByteProducts[2]{{.start = 5436,
+                                        .start_per_row = 0,
+                                        .work = {0, 0, 0, 10.88},
+                                        .work_per_row = 0.026,
+                                        .read_bytes_per_cycle = 18.6,
+                                        .power = 3,
+                                        .tile = 695,
+                                        .tile_per_warp = 0,
+                                        .further = 300,
+                                        .pair = 0,
+                                        .cta = 78.5,
+                                        .uneven = 0.5915,
+                                        .idle = 0.04,
+                                        .longer = 0.35,
+                                        .alone = 1.295,
+                                        .x = 0.0678,
+                                        .digits = 0,
+                                        .chunks = 1.085},
+                                       {.start = 3403,
+                                        .start_per_row = 0.0316,
+                                        .work = {0, 0, 0, 15.65},
+                                        .work_per_row = 0.0156,
+                                        .read_bytes_per_cycle = 20,
+                                        .power = 3,
+                                        .tile = 357,
+                                        .tile_per_warp = 0,
+                                        .further = 0,
+                                        .pair = 144,
+                                        .cta = 36.2,
+                                        .uneven = 0.019,
+                                        .idle = 0.393,
+                                        .longer = 0,
+                                        .alone = 1.203,
+                                        .x = 0.0581,
+                                        .digits = 0,
+                                        .chunks = 1.035}};
+
+// Tiles that the busiest multiprocessor has. Where it has two CTAs, one of them may have a tile
+// less; in a chain the next launch fills what that leaves. longer: DecodeCosts'.
+double busiest_load(const DecodeSplit& split, bool shared, double longer) {
+  const std::int64_t fewest = split.tiles / split.clusters, rest = split.tiles % split.clusters;
+  const auto most = static_cast<double>(fewest + (rest > 0));
+  if (!shared) return most;
+  if (rest == 0) return 2 * most;
+  const double part = static_cast<double>(rest) / static_cast<double>(split.clusters);
+  return most + static_cast<double>(fewest) + (longer == 0 ? part : part > longer ? 1 : 0);
+}
+
+}  // namespace
+
+double estimate_decode(const Problem& problem, const KernelConfig& config,
+                       const DeviceTraits& device, const DecodeSplit& split, bool chained) {
+  const bool digits = multiplies_digits(config);
+  const DecodeCosts& costs = (digits              ? kDigits
+                              : problem.bits == 8 ? kByteProducts
+                                                  : kProducts)[chained ? 1 : 0];
+  const auto row_tiles = static_cast<double>(split.row_tiles);
+  const double rows = split.row_tiles > 1 ? 1 : static_cast<double>(problem.m);
+  const int slots =
+      digits ? static_cast<int>(rows)
+             : decode_row_slots(config,
+                                static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
+  const bool shared =
+      split.clusters * split.row_tiles > resident_clusters(device, {.split = split.cluster});
+  const int per_sm = shared ? 2 : 1;
+
+  const double mean =
+      static_cast<double>(split.tiles) * split.cluster / device.sm_count * row_tiles;
+  const double more = std::max(busiest_load(split, shared, costs.longer) - mean, 0.);
+  const double slice = split.columns * split.warps_k / split.chunks;
+  const double work = costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))];
+  const double tile = split.columns * work * (1 + costs.work_per_row * (rows - 1)) + costs.tile +
+                      costs.tile_per_warp * split.warps_n;
+  const double multiplied =
+      ((mean + costs.uneven * more) * tile + costs.digits * slice * rows * per_sm) *
+      (shared ? 1 : costs.alone) * (split.chunks > 1 ? costs.chunks : 1);
+  const double read = (mean + costs.idle * more) / row_tiles * split.columns * 64 * problem.bits /
+                      read_bytes_per_cycle(device, costs.read_bytes_per_cycle);
+  const double exchange = split.cluster == 1   ? 0
+                          : split.cluster == 2 ? costs.pair
+                                               : costs.cta * split.cluster;
+  return costs.start * (1 + costs.start_per_row * (rows - 1)) + costs.x * slice * slots * per_sm +
+         (costs.power == 2 ? std::hypot(multiplied, read)
+                           : std::cbrt(multiplied * multiplied * multiplied + read * read * read)) +
+         exchange + (split.tiles > split.clusters ? costs.further : 0);
+}
+
+double estimate_many_rows(const Problem& problem, const KernelConfig& config,
+                          const DeviceTraits& device, const DecodeSplit& split) {
+  constexpr double kStart = 6300, kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
                    kStagedBytesPerCycle = 67;
+  // Between chunks of x nothing is multiplied.
+  constexpr double kChunks = 1.22;
   const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 230 : 190 * split.cluster;
   const int slots =
       decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
-  const auto rounds = static_cast<double>(split.rounds);
+  const auto rounds = static_cast<double>(ceil_div(split.tiles, split.clusters));
+  const std::int64_t per_sm =
+      ceil_div(split.clusters * split.cluster * split.row_tiles, device.sm_count);
   const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
-                            kWeightCyclesPerRow * (split.per_sm > 1 ? kSecondCta : 1);
-  const double staged = split.columns * split.warps_k * 2 * slots *
-                        static_cast<double>(split.per_sm) / kStagedBytesPerCycle;
-  // Between chunks of x nothing is multiplied.
-  constexpr double kChunks = 1.22;
-  return kProductsStart +
-         (chunks > 1 ? kChunks : 1) * rounds * (multiplied + kTileCycles + exchange) +
-         staged * (chunks > 1 ? rounds : 1);
-}
-
-double estimate_products_by_rows(const Problem& problem, const DeviceTraits& device,
-                                 double products) {
-  constexpr double kStart = 6440, kBytesPerCycle = 19.3;
-  const double per_row = problem.bits == 8 ? 0.017 : 0.0325;
-  const double bytes = static_cast<double>(problem.n_padded) *
-                       static_cast<double>(problem.k_padded) * problem.bits / 8;
-  const double read = bytes / (device.sm_count * read_bytes_per_cycle(device, kBytesPerCycle));
-  return (kStart + std::max(products - kProductsStart, read)) *
-         (1 + per_row * static_cast<double>(problem.m));
-}
-
-double estimate_digits(const Problem& problem, const DeviceTraits& device,
-                       const DecodeSplit& split) {
-  constexpr double kStart = 5160, kTileCycles = 664, kTileWarpCycles = 7, kAlone = 1.076;
-  constexpr double kDigitStart = 350, kDigitCycles = 0.092;
-  constexpr double kIdleShare = 0.1;
-  // Of a multiprocessor for 64 channels x 8 columns.
-  const double work = problem.bits == 8   ? 9.6
-                      : problem.bits == 4 ? 7.84
-                      : problem.bits == 2 ? 7.12
-                                          : 5.76;
-  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 47 : 212 * split.cluster;
-  const double mean = static_cast<double>(split.tiles) * split.cluster / device.sm_count;
-  const double most = std::max(std::ceil(mean), static_cast<double>(split.rounds));
-  const double digits = (kDigitStart + kDigitCycles * split.columns * split.warps_k) *
-                        static_cast<double>(problem.m * split.per_sm);
-  const double multiplied =
-      (most * (split.columns * work + kTileCycles + kTileWarpCycles * split.warps_n) + digits) *
-      (split.per_sm == 1 ? kAlone : 1);
-  const double read = (mean + kIdleShare * (most - mean)) * split.columns * 64 * problem.bits /
-                      read_bytes_per_cycle(device, 18.4);
-  return kStart + std::cbrt(multiplied * multiplied * multiplied + read * read * read) + exchange;
+                            kWeightCyclesPerRow * (per_sm > 1 ? kSecondCta : 1);
+  const double staged = split.columns * split.warps_k * 2 * slots * static_cast<double>(per_sm) /
+                        kStagedBytesPerCycle;
+  return kStart +
+         (split.chunks > 1 ? kChunks : 1) * rounds * (multiplied + kTileCycles + exchange) +
+         staged * (split.chunks > 1 ? rounds : 1);
 }
 
 double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
                          const DeviceTraits& device, double cycles) {
-  constexpr double kDecodeShares = -700, kFull = 0.95, kShares = -800;
+  constexpr double kShares = -800;
   constexpr double kLarge = 700, kLargePart = 0.1, kSparsePart = 0.15;
-  constexpr int kLargeDecodeCluster = 4, kLargeCluster = 7;
+  constexpr int kLargeCluster = 7;
   if (ctas <= device.sm_count) {
     // Some begin beside the launch before, the others behind it.
-    const bool sparse = config.warps_k > 1 && cluster == 1 && 2 * ctas > device.sm_count &&
-                        config.family == KernelFamily::prefill;
+    const bool sparse = config.warps_k > 1 && cluster <= 2 && 2 * ctas > device.sm_count &&
+                        3 * ctas < 2 * device.sm_count;
     return sparse ? kSparsePart * cycles : 0;
-  }
-  if (config.family == KernelFamily::decode) {
-    const bool leaves_room = static_cast<double>(ctas) <= kFull * 2 * device.sm_count;
-    return cluster < kLargeDecodeCluster && leaves_room ? kDecodeShares : 0;
   }
   if (config.ctas_per_sm == 1) return 0;
   return cluster >= kLargeCluster ? kLarge + kLargePart * cycles : kShares;

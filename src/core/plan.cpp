@@ -24,11 +24,16 @@ constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
 // kernels; on Hopper of all, with fewer than 8 bits and with 8, and in one pass of some.
 constexpr std::int64_t kDecodeRows = 128;
 constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
-// In between decode's estimate is so much less than it should be where digits of two rows are
-// multiplied; with 8 bits and up to 8 rows prefill's is.
-constexpr double kDigitsUnderestimated = 1.2, kEightBitsUnderestimated = 1.07;
 constexpr std::int64_t kDecodeTileRows = 8;
+constexpr double kBehindGather = 1.3;
 constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the CUDA runtime
+
+// What prefill kernels take for up to 8 rows of what is estimated, beside decode kernels.
+double prefill_factor(const Problem& problem, bool chained) {
+  if (problem.bits == 8) return 1.05;
+  if (chained) return 0.94;
+  return problem.gathers ? 1 : problem.bits == 4 ? 1.05 : 1.06;
+}
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
   return ceil_div(problem.n_padded, config.tile_n) * ceil_div(problem.m, config.tile_m);
@@ -75,21 +80,16 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
       const std::int64_t tiles = ceil_div(columns, warps_n);
       const std::int64_t clusters = std::clamp<std::int64_t>(
           resident_clusters(device, {.split = cluster}) * resident / plan.grid_m, 1, tiles);
-      const std::int64_t ctas = clusters * cluster * plan.grid_m;
-      const std::int64_t per_sm = ceil_div(ctas, device.sm_count);
-      const DecodeSplit way{cluster,
-                            warps_n,
-                            warps_k,
-                            tiles,
-                            ceil_div(tiles, clusters),
-                            per_sm,
-                            split().part * static_cast<double>(chunks) * unit};
-      double cycles = multiplies_digits(config) ? estimate_digits(problem, device, way)
-                                                : estimate_products(problem, config, chunks, way);
-      if (in_chain(device, options)) {
-        cycles += estimate_in_chain(config, cluster, ctas, device, cycles);
-      }
-      if (begins_early(problem, device, options) && ctas <= device.sm_count) {
+      const DecodeSplit way{
+          cluster, warps_n,  warps_k,     chunks,
+          tiles,   clusters, plan.grid_m, split().part * static_cast<double>(chunks) * unit};
+      double cycles = config.tile_m <= kDecodeTileRows
+                          ? estimate_decode(problem, config, device, way, in_chain(device, options))
+                          : estimate_many_rows(problem, config, device, way);
+      // A gather's CTAs are in the way of large clusters, whose second tiles then come late.
+      if (problem.gathers && cluster > 2 && tiles > clusters) cycles *= kBehindGather;
+      if (begins_early(problem, device, options) &&
+          clusters * plan.grid_m <= resident_clusters(device, {.split = cluster})) {
         shared = std::max(shared, alone_shared_bytes(device));
       }
       if (cycles >= best) continue;
@@ -104,13 +104,9 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
   return best;
 }
 
-// Whether the kernel of 8-bit products is the best decode kernel for few rows, and x and its digits
-// fit shared memory. With 8 bits there is little to gain but for its start, which takes longer;
-// with two rows it is ahead below 4 bits, unless each takes the place of both.
-bool wants_digits(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
-                  const KernelConfig& config) {
-  const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-  if (problem.bits == 8 || problem.m > (problem.bits < 4 ? rows : 1)) return false;
+// Whether x and its digits fit shared memory.
+bool digits_fit(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+                const KernelConfig& config) {
   const int cluster = options.cluster != -1     ? options.cluster
                       : runs_sm90a_code(device) ? kDecodeClusters.back()
                                                 : 1;
@@ -119,52 +115,86 @@ bool wants_digits(const Problem& problem, const DeviceTraits& device, const Forw
          device.shared_bytes_per_block;
 }
 
-// Decode: the smallest tile that takes all rows, or passes over the largest. Beyond decode, and on
-// Hopper where the two meet, what the estimates say; elsewhere the largest prefill tile that still
-// occupies most of the device; the smallest if none does.
-int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  const bool hopper = runs_sm90a_code(device);
-  const bool few_rows = problem.m <= (!hopper            ? kDecodeRows
-                                      : problem.bits < 8 ? kDecodeRowsOfFewBits
-                                                         : kDecodeRowsOnHopper);
-  int decode = -1, decode_rows = 0, prefill = -1;
+// Of the decode kernels the one with the smallest tile that takes all rows, or passes over the
+// largest. Digits only for as many rows as they are ahead for on other devices: one, below 4 bits
+// two, unless each takes the place of both.
+int smallest_decode(const Problem& problem, const DeviceTraits& device,
+                    const ForwardOptions& options) {
+  int decode = -1, decode_rows = 0;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.isa != Isa::sm80 || !is_available(config, problem.bits, device)) continue;
-    if (config.family == KernelFamily::prefill) {
-      const std::int64_t most = device.sm_count * std::int64_t{3};
-      if (prefill == -1 || ctas(config, problem) * 4 >= most) prefill = i;
+    if (config.family != KernelFamily::decode) continue;
+    const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
+    if (multiplies_digits(config) &&
+        (problem.bits == 8 || problem.m > (problem.bits < 4 ? rows : 1) ||
+         !digits_fit(problem, device, options, config))) {
       continue;
     }
-    if (multiplies_digits(config) && !wants_digits(problem, device, options, config)) continue;
-    if (decode == -1 || decode_rows < problem.m) {
-      decode = i;
-      decode_rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-    }
+    if (decode == -1 || decode_rows < problem.m) decode = i, decode_rows = rows;
   }
-  if (few_rows) return decode;
-  if (!hopper) return prefill;
-  if (problem.m <= kDecodeRowsAtMost) {
-    Plan few;
-    few.kernel = decode;
-    few.grid_m = 1;
-    double decode_cycles = split_k(problem, device, options, few);
-    // The decode kernels' estimates know no small groups, nor, with more rows, other memory than an
-    // H200's.
-    Problem large_groups = problem;
-    large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
-    DeviceTraits known = device;
-    if (multiplies_digits(few.config())) {
-      decode_cycles *= kDigitsUnderestimated;
-    } else if (problem.m <= kDecodeTileRows) {
-      decode_cycles = estimate_products_by_rows(problem, device, decode_cycles) /
-                      (problem.bits == 8 ? kEightBitsUnderestimated : 1);
-    } else {
-      known.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
-    }
-    if (decode_cycles <= choose_prefill(large_groups, known, options).cycles) return decode;
+  return decode;
+}
+
+// The largest sm80 prefill tile that still occupies most of the device; the smallest if none does.
+int largest_prefill(const Problem& problem, const DeviceTraits& device) {
+  int prefill = -1;
+  for (int i = 0; i < kKernelCount; ++i) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
+    if (config.family != KernelFamily::prefill || config.isa != Isa::sm80) continue;
+    const std::int64_t most = device.sm_count * std::int64_t{3};
+    if (prefill == -1 || ctas(config, problem) * 4 >= most) prefill = i;
   }
+  return prefill;
+}
+
+// Whether a kernel is a decode kernel that can be ahead on Hopper. With 8 bits digits have little
+// to gain; with fewer and more than a few rows prefill kernels are ahead of 16-bit products.
+bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits& device,
+                         const ForwardOptions& options) {
+  constexpr std::int64_t kProductRows = 4;
+  const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+  if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
+  if (problem.m > kDecodeTileRows) return kernel == smallest_decode(problem, device, options);
+  if (problem.m > decode_tile_rows(config, problem.bits, problem.group_columns)) return false;
+  if (multiplies_digits(config)) {
+    return problem.bits < 8 && digits_fit(problem, device, options, config);
+  }
+  return config.tile_m <= kDecodeTileRows && (problem.bits == 8 || problem.m <= kProductRows);
+}
+
+// On Hopper: what the estimates say.
+int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
+  int decode = -1;
+  double decode_cycles = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kKernelCount; ++i) {
+    if (!is_decode_candidate(i, problem, device, options)) continue;
+    Plan plan;
+    plan.kernel = i;
+    plan.grid_m = 1;
+    const double cycles = split_k(problem, device, options, plan);
+    if (cycles < decode_cycles) decode = i, decode_cycles = cycles;
+  }
+  if (decode == -1) return choose_prefill(problem, device, options).kernel;
+  if (problem.m <= (problem.bits == 8 ? kDecodeRowsOnHopper : kDecodeRowsOfFewBits)) return decode;
+  // The decode kernels' estimates know no small groups, nor, with more rows, other memory than an
+  // H200's.
+  Problem large_groups = problem;
+  large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
+  DeviceTraits known = device;
+  double factor = 1;
+  if (problem.m <= kDecodeTileRows) {
+    factor = prefill_factor(problem, in_chain(device, options));
+  } else {
+    known.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
+  }
+  if (decode_cycles <= factor * choose_prefill(large_groups, known, options).cycles) return decode;
   return choose_prefill(problem, device, options).kernel;
+}
+
+int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
+  if (runs_sm90a_code(device)) return fastest(problem, device, options);
+  return problem.m <= kDecodeRows ? smallest_decode(problem, device, options)
+                                  : largest_prefill(problem, device);
 }
 
 }  // namespace

@@ -34,8 +34,9 @@ Candidate best_cluster(const KernelConfig& config, const Problem& problem,
         continue;
       }
       const ClusterShape cluster{multicast, split};
-      double cycles = estimate_prefill(config, cluster, problem, device);
-      if (begins_early(problem, device, options)) {
+      const bool chained = begins_early(problem, device, options);
+      double cycles = estimate_prefill(config, cluster, problem, device, chained);
+      if (chained) {
         const std::int64_t ctas =
             cluster.ctas() * std::min(cluster_tiles(config, problem, multicast),
                                       resident_clusters(device, cluster, config.ctas_per_sm));

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "arguments.hpp"
+#include "core/remembered_plan.hpp"
 #include "cuda/cuda_error.hpp"
 #include "cuda/device_arrays.hpp"
 #include "fused_weights.hpp"
@@ -420,7 +421,7 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
 void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
                           const ForwardOptions& options, StreamRef stream) const {
   const CurrentDevice current(device_);
-  const Plan chosen = plan(problem(x.rows), traits_, options);
+  const Plan chosen = remembered_plan(problem(x.rows), device_, traits_, options);
   kernels::ForwardArguments args = arguments(x, y, chosen);
   kernels::Launch launch{.grid_n = chosen.grid_n,
                          .grid_m = chosen.grid_m,

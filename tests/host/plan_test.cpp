@@ -2,6 +2,7 @@
 
 #include "mpq/plan.hpp"
 
+#include "core/remembered_plan.hpp"
 #include "support/catch.hpp"
 #include "support/expect_error.hpp"
 
@@ -60,7 +61,8 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
     CHECK(eight.grid_m == 1);
   }
   CHECK(plan(of_bits(1, 2, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
-  CHECK(plan(of_bits(4, 2, 6144, 4096), kHopper).config().family == KernelFamily::prefill);
+  CHECK(plan(of_bits(4, 2, 8192, 8192), kHopper).config().family == KernelFamily::prefill);
+  CHECK(plan(of_bits(4, 2, 6144, 4096), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(of_bits(4, 2, 57344, 8192), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(of_bits(8, 4, 4096, 4096), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(problem(32, 4096, 4096), kHopper).config().family == KernelFamily::prefill);
@@ -132,6 +134,51 @@ TEST_CASE("in a chain a CTA has its multiprocessor for itself where there are en
         pair_shared_bytes(kHopper));  // more CTAs than multiprocessors
 }
 
+TEST_CASE("nobody has a multiprocessor for itself where that would take a second wave") {
+  for (const int bits : {1, 2, 4, 8}) {
+    for (const std::int64_t m : {1, 2, 8, 16}) {
+      for (const std::int64_t n : {1024, 2048, 4096, 7168, 10240}) {
+        for (const int cluster : {-1, 4, 8}) {
+          const Plan chosen =
+              plan(of_bits(bits, m, n), kHopper, {.programmatic = true, .cluster = cluster});
+          if (chosen.shared_bytes <= pair_shared_bytes(kHopper)) continue;
+          const bool decode = chosen.config().family == KernelFamily::decode;
+          const int clusters =
+              decode ? static_cast<int>(chosen.grid_n) / chosen.cluster : chosen.clusters;
+          INFO(bits << " bits, " << m << " rows, " << n << " channels: " << to_string(chosen));
+          CHECK((chosen.cluster == 1 ||
+                 clusters <=
+                     kHopper.resident_clusters[static_cast<std::size_t>(chosen.cluster) - 2]));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a plan that is remembered is the plan") {
+  // More problems than a thread remembers, twice.
+  for (int round = 0; round < 2; ++round) {
+    for (const int bits : {1, 2, 4, 8}) {
+      for (std::int64_t m = 0; m < 70; m += 3) {
+        for (const bool programmatic : {false, true}) {
+          const Problem asked = of_bits(bits, m, 4096, 4096);
+          const ForwardOptions options{.programmatic = programmatic};
+          CHECK(detail::remembered_plan(asked, Device::cuda(0), kHopper, options) ==
+                plan(asked, kHopper, options));
+        }
+      }
+    }
+  }
+  const Problem one = problem(1, 4096, 4096);
+  const DeviceTraits other{.compute_capability = 80, .sm_count = 108};
+  CHECK(detail::remembered_plan(one, Device::cuda(0), kHopper, {}) == plan(one, kHopper));
+  CHECK(detail::remembered_plan(one, Device::cuda(1), other, {}) == plan(one, other));
+  CHECK(refuses(
+      [&] { detail::remembered_plan(one, Device::cuda(0), kHopper, {.kernel = kKernelCount}); },
+      ErrorCode::invalid_argument, std::to_string(kKernelCount)));
+  CHECK(detail::remembered_plan(one, Device::cuda(0), kHopper, {.kernel = 1}).kernel == 1);
+}
+
 TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits where they fit") {
   const auto rows = [](const Problem& problem, const DeviceTraits& device = kHopper) {
     const Plan chosen = plan(problem, device);
@@ -146,7 +193,10 @@ TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits whe
   Problem narrow = problem(2);
   narrow.bits = 2;
   CHECK(rows(narrow, {.compute_capability = 80, .sm_count = 108}) == 2);
-  CHECK(rows(narrow) == 8);  // Hopper multiplies raised codes
+  CHECK(rows(narrow) == 2);
+  narrow.m = 3;
+  CHECK(rows(narrow) == 8);  // raised codes
+  narrow = problem(2);
   // Two groups in a block of 256 columns leave room for one row.
   narrow.bits = 1;
   CHECK(rows(narrow) == 8);
@@ -309,8 +359,8 @@ TEST_CASE("what cannot be planned is refused with the value and the limit") {
                 "-2"));
   CHECK(
       refuses([] { plan(problem(1), {.compute_capability = 75}); }, ErrorCode::unsupported, "75"));
-  CHECK(
-      refuses([] { plan(problem(1), kHopper, {.cluster = 3}); }, ErrorCode::invalid_argument, "3"));
+  CHECK(refuses([] { plan(problem(1), kHopper, {.kernel = 0, .cluster = 3}); },
+                ErrorCode::invalid_argument, "3"));
   CHECK(refuses([] { plan(problem(64), kHopper, {.cluster = 9}); }, ErrorCode::invalid_argument,
                 "9"));
   CHECK(refuses([] { plan(problem(70000 * 8), kHopper, {.kernel = 0}); }, ErrorCode::unsupported,
