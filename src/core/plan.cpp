@@ -104,9 +104,10 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
   return best;
 }
 
-// Whether x and its digits fit shared memory.
-bool digits_fit(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
-                const KernelConfig& config) {
+// Whether x and its digits fit shared memory, and there is something to gain, unlike with 8 bits.
+bool wants_digits(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
+                  const KernelConfig& config) {
+  if (problem.bits == 8) return false;
   const int cluster = options.cluster != -1     ? options.cluster
                       : runs_sm90a_code(device) ? kDecodeClusters.back()
                                                 : 1;
@@ -125,9 +126,8 @@ int smallest_decode(const Problem& problem, const DeviceTraits& device,
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
     if (config.family != KernelFamily::decode) continue;
     const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-    if (multiplies_digits(config) &&
-        (problem.bits == 8 || problem.m > (problem.bits < 4 ? rows : 1) ||
-         !digits_fit(problem, device, options, config))) {
+    if (multiplies_digits(config) && (problem.m > (problem.bits < 4 ? rows : 1) ||
+                                      !wants_digits(problem, device, options, config))) {
       continue;
     }
     if (decode == -1 || decode_rows < problem.m) decode = i, decode_rows = rows;
@@ -147,8 +147,8 @@ int largest_prefill(const Problem& problem, const DeviceTraits& device) {
   return prefill;
 }
 
-// Whether a kernel is a decode kernel that can be ahead on Hopper. With 8 bits digits have little
-// to gain; with fewer and more than a few rows prefill kernels are ahead of 16-bit products.
+// Whether a kernel is a decode kernel that can be ahead on Hopper. With fewer than 8 bits and more
+// than a few rows prefill kernels are ahead of 16-bit products.
 bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits& device,
                          const ForwardOptions& options) {
   constexpr std::int64_t kProductRows = 4;
@@ -156,9 +156,7 @@ bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits&
   if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
   if (problem.m > kDecodeTileRows) return kernel == smallest_decode(problem, device, options);
   if (problem.m > decode_tile_rows(config, problem.bits, problem.group_columns)) return false;
-  if (multiplies_digits(config)) {
-    return problem.bits < 8 && digits_fit(problem, device, options, config);
-  }
+  if (multiplies_digits(config)) return wants_digits(problem, device, options, config);
   return config.tile_m <= kDecodeTileRows && (problem.bits == 8 || problem.m <= kProductRows);
 }
 
@@ -172,7 +170,8 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
     plan.kernel = i;
     plan.grid_m = 1;
     const double cycles = split_k(problem, device, options, plan);
-    if (cycles < decode_cycles) decode = i, decode_cycles = cycles;
+    // (The first also where the options leave it no way: plan() says so, or finds another.)
+    if (decode == -1 || cycles < decode_cycles) decode = i, decode_cycles = cycles;
   }
   if (decode == -1) return choose_prefill(problem, device, options).kernel;
   if (problem.m <= (problem.bits == 8 ? kDecodeRowsOnHopper : kDecodeRowsOfFewBits)) return decode;

@@ -22,13 +22,10 @@ inline Plan remembered_plan(const Problem& problem, Device device, const DeviceT
   };
   static thread_local std::array<Entry, 64> entries;
   std::uint64_t hash = 0;
-  const auto mix = [&](std::int64_t value) {
-    hash = (hash ^ static_cast<std::uint64_t>(value)) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 32;
-  };
   for (const std::int64_t value : {problem.m, problem.n, problem.k, std::int64_t{problem.bits},
                                    std::int64_t{options.programmatic}}) {
-    mix(value);
+    hash = (hash ^ static_cast<std::uint64_t>(value)) * 0x9e3779b97f4a7c15u;
+    hash ^= hash >> 32;
   }
   Entry& entry = entries[static_cast<std::size_t>(hash % entries.size())];
   if (entry.problem != problem || entry.device != device || entry.options != options) {

@@ -359,8 +359,8 @@ TEST_CASE("what cannot be planned is refused with the value and the limit") {
                 "-2"));
   CHECK(
       refuses([] { plan(problem(1), {.compute_capability = 75}); }, ErrorCode::unsupported, "75"));
-  CHECK(refuses([] { plan(problem(1), kHopper, {.kernel = 0, .cluster = 3}); },
-                ErrorCode::invalid_argument, "3"));
+  CHECK(
+      refuses([] { plan(problem(1), kHopper, {.cluster = 3}); }, ErrorCode::invalid_argument, "3"));
   CHECK(refuses([] { plan(problem(64), kHopper, {.cluster = 9}); }, ErrorCode::invalid_argument,
                 "9"));
   CHECK(refuses([] { plan(problem(70000 * 8), kHopper, {.kernel = 0}); }, ErrorCode::unsupported,
