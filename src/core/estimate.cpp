@@ -1,7 +1,6 @@
 #include "core/estimate.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 namespace mpq::detail {
@@ -124,6 +123,12 @@ std::int64_t resident_clusters(const DeviceTraits& device, const ClusterShape& c
   return std::max(clusters.at(static_cast<std::size_t>(ctas) - 2), 1);
 }
 
+double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
+  const DeviceTraits h200;
+  return of_h200 * (device.memory_gb_per_s / device.sm_count) /
+         (h200.memory_gb_per_s / h200.sm_count);
+}
+
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
   return ceil_div(problem.n_padded, config.tile_n * multicast) * ceil_div(problem.m, config.tile_m);
 }
@@ -134,13 +139,6 @@ constexpr int kStageK = 64;
 constexpr double kMultiplyAddsPerCycle = 2048;  // of an SM's tensor cores
 constexpr double kCachedBytesPerCycle = 32.8;   // an SM's share of what the L2 cache gives,
 constexpr double kSharedBytesPerCycle = 42;     // where other SMs want the same rows of x
-
-// An SM's share of what memory gives, where an H200 gives `of_h200`.
-double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
-  const DeviceTraits h200;
-  return of_h200 * (device.memory_gb_per_s / device.sm_count) /
-         (h200.memory_gb_per_s / h200.sm_count);
-}
 
 // Stages of a slice of K.
 double stages_of(const KernelConfig& config, const ClusterShape& cluster, const Problem& problem) {
@@ -245,206 +243,6 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   // Walkers over large tiles have the next one's rings filled, and TMA write y, beside products.
   const double next = !few_rows && cluster.split == 1 ? 2450 : fixed;
   return waves * stages * stage + fixed + (waves - 1) * next;
-}
-
-namespace {
-
-// Of the decode kernels for up to 8 rows, in cycles, one launch after the other or chained.
-struct DecodeCosts {
-  double start, start_per_row;  // the latter of the start
-  double work[4];               // of 64 channels x 8 columns, 1, 2, 4 and 8 bits,
-  double work_per_row;          // and a part of that for each further row
-  double read_bytes_per_cycle;  // of a multiprocessor, where an H200 reads
-  int power;                    // 2 or 3, of which work and reading are added up
-  double tile, tile_per_warp;   // warps side by side
-  double further;               // where a cluster has more than one tile
-  double pair, cta;             // of an exchange between two CTAs, of each CTA of larger clusters
-  double uneven, idle;  // of multiplying and reading, what the busiest multiprocessor has more
-  // Part of the clusters that have a tile more, above which both of a multiprocessor's CTAs may be
-  // of these; 0: that part of its second CTA's.
-  double longer;
-  double alone;      // multiplying in a CTA that has its multiprocessor for itself, factor
-  double x, digits;  // of a column: bringing it, making its digits
-  double chunks;     // factor where x is cut into chunks, between which nothing multiplies
-};
-constexpr DecodeCosts kDigits[2]{{.start = 4227,
-                                  .start_per_row = 0.1785,
-                                  .work = {4.383, 5.493, 4.569, 0},
-                                  .work_per_row = 0,
-                                  .read_bytes_per_cycle = 18.4,
-                                  .power = 2,
-                                  .tile = 802,
-                                  .tile_per_warp = 118,
-                                  .further = 0,
-                                  .pair = 200,
-                                  .cta = 20.5,
-                                  .uneven = 1.134,
-                                  .idle = 0,
-                                  .longer = 0.5,
-                                  .alone = 1.254,
-                                  .x = 0.0492,
-                                  .digits = 0.2374,
-                                  .chunks = 1},
-                                 {.start = 3094,
-                                  .start_per_row = 0.2177,
-                                  .work = {5.733, 7.525, 8.837, 0},
-                                  .work_per_row = 0,
-                                  .read_bytes_per_cycle = 22,
-                                  .power = 3,
-                                  .tile = 469,
-                                  .tile_per_warp = 148,
-                                  .further = 800,
-                                  .pair = 168,
-                                  .cta = 0,
-                                  .uneven = 0.581,
-                                  .idle = 0.427,
-                                  .longer = 0,
-                                  .alone = 1.307,
-                                  .x = 0.316,
-                                  .digits = 0,
-                                  .chunks = 1}};
-constexpr DecodeCosts kProducts[2]{{.start = 5213,
-                                    .start_per_row = 0.033,
-                                    .work = {9.625, 9.625, 8.223, 0},
-                                    .work_per_row = 0.011,
-                                    .read_bytes_per_cycle = 18.4,
-                                    .power = 3,
-                                    .tile = 864,
-                                    .tile_per_warp = 24.9,
-                                    .further = 0,
-                                    .pair = 183,
-                                    .cta = 0,
-                                    .uneven = 0.757,
-                                    .idle = 0.485,
-                                    .longer = 0.5,
-                                    .alone = 1.135,
-                                    .x = 0.103,
-                                    .digits = 0,
-                                    .chunks = 1.379},
-                                   {.start = 3725,
-                                    .start_per_row = 0.02,
-                                    .work = {9.941, 9.941, 10.03, 0},
-                                    .work_per_row = 0,
-                                    .read_bytes_per_cycle = 20,
-                                    .power = 3,
-                                    .tile = 806,
-                                    .tile_per_warp = 63.6,
-                                    .further = 0,
-                                    .pair = 0,
-                                    .cta = 0,
-                                    .uneven = 0.758,
-                                    .idle = 0.3,
-                                    .longer = 0,
-                                    .alone = 1.19,
-                                    .x = 0.0868,
-                                    .digits = 0,
-                                    .chunks = 1.209}};
-constexpr DecodeCosts kByteProducts[2]{{.start = 5436,
-                                        .start_per_row = 0,
-                                        .work = {0, 0, 0, 10.88},
-                                        .work_per_row = 0.026,
-                                        .read_bytes_per_cycle = 18.6,
-                                        .power = 3,
-                                        .tile = 695,
-                                        .tile_per_warp = 0,
-                                        .further = 300,
-                                        .pair = 0,
-                                        .cta = 78.5,
-                                        .uneven = 0.5915,
-                                        .idle = 0.04,
-                                        .longer = 0.35,
-                                        .alone = 1.295,
-                                        .x = 0.0678,
-                                        .digits = 0,
-                                        .chunks = 1.085},
-                                       {.start = 3403,
-                                        .start_per_row = 0.0316,
-                                        .work = {0, 0, 0, 15.65},
-                                        .work_per_row = 0.0156,
-                                        .read_bytes_per_cycle = 20,
-                                        .power = 3,
-                                        .tile = 357,
-                                        .tile_per_warp = 0,
-                                        .further = 0,
-                                        .pair = 144,
-                                        .cta = 36.2,
-                                        .uneven = 0.019,
-                                        .idle = 0.393,
-                                        .longer = 0,
-                                        .alone = 1.203,
-                                        .x = 0.0581,
-                                        .digits = 0,
-                                        .chunks = 1.035}};
-
-// Tiles that the busiest multiprocessor has. Where it has two CTAs, one of them may have a tile
-// less; in a chain the next launch fills what that leaves. longer: DecodeCosts'.
-double busiest_load(const DecodeSplit& split, bool shared, double longer) {
-  const std::int64_t fewest = split.tiles / split.clusters, rest = split.tiles % split.clusters;
-  const auto most = static_cast<double>(fewest + (rest > 0));
-  if (!shared) return most;
-  if (rest == 0) return 2 * most;
-  const double part = static_cast<double>(rest) / static_cast<double>(split.clusters);
-  return most + static_cast<double>(fewest) + (longer == 0 ? part : part > longer ? 1 : 0);
-}
-
-}  // namespace
-
-double estimate_decode(const Problem& problem, const KernelConfig& config,
-                       const DeviceTraits& device, const DecodeSplit& split, bool chained) {
-  const bool digits = multiplies_digits(config);
-  const DecodeCosts& costs = (digits              ? kDigits
-                              : problem.bits == 8 ? kByteProducts
-                                                  : kProducts)[chained ? 1 : 0];
-  const auto row_tiles = static_cast<double>(split.row_tiles);
-  const double rows = split.row_tiles > 1 ? 1 : static_cast<double>(problem.m);
-  const int slots =
-      digits ? static_cast<int>(rows)
-             : decode_row_slots(config,
-                                static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
-  const bool shared =
-      split.clusters * split.row_tiles > resident_clusters(device, {.split = split.cluster});
-  const int per_sm = shared ? 2 : 1;
-
-  const double mean =
-      static_cast<double>(split.tiles) * split.cluster / device.sm_count * row_tiles;
-  const double more = std::max(busiest_load(split, shared, costs.longer) - mean, 0.);
-  const double slice = split.columns * split.warps_k / split.chunks;
-  const double work = costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))];
-  const double tile = split.columns * work * (1 + costs.work_per_row * (rows - 1)) + costs.tile +
-                      costs.tile_per_warp * split.warps_n;
-  const double multiplied =
-      ((mean + costs.uneven * more) * tile + costs.digits * slice * rows * per_sm) *
-      (shared ? 1 : costs.alone) * (split.chunks > 1 ? costs.chunks : 1);
-  const double read = (mean + costs.idle * more) / row_tiles * split.columns * 64 * problem.bits /
-                      read_bytes_per_cycle(device, costs.read_bytes_per_cycle);
-  const double exchange = split.cluster == 1   ? 0
-                          : split.cluster == 2 ? costs.pair
-                                               : costs.cta * split.cluster;
-  return costs.start * (1 + costs.start_per_row * (rows - 1)) + costs.x * slice * slots * per_sm +
-         (costs.power == 2 ? std::hypot(multiplied, read)
-                           : std::cbrt(multiplied * multiplied * multiplied + read * read * read)) +
-         exchange + (split.tiles > split.clusters ? costs.further : 0);
-}
-
-double estimate_many_rows(const Problem& problem, const KernelConfig& config,
-                          const DeviceTraits& device, const DecodeSplit& split) {
-  constexpr double kStart = 6300, kWeightCyclesPerRow = 0.9, kSecondCta = 1.6, kTileCycles = 170,
-                   kStagedBytesPerCycle = 67;
-  // Between chunks of x nothing is multiplied.
-  constexpr double kChunks = 1.22;
-  const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 230 : 190 * split.cluster;
-  const int slots =
-      decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
-  const auto rounds = static_cast<double>(ceil_div(split.tiles, split.clusters));
-  const std::int64_t per_sm =
-      ceil_div(split.clusters * split.cluster * split.row_tiles, device.sm_count);
-  const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
-                            kWeightCyclesPerRow * (per_sm > 1 ? kSecondCta : 1);
-  const double staged = split.columns * split.warps_k * 2 * slots * static_cast<double>(per_sm) /
-                        kStagedBytesPerCycle;
-  return kStart +
-         (split.chunks > 1 ? kChunks : 1) * rounds * (multiplied + kTileCycles + exchange) +
-         staged * (split.chunks > 1 ? rounds : 1);
 }
 
 double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
