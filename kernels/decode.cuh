@@ -1,6 +1,6 @@
 #pragma once
 // Decode: few batch rows at the speed of reading the weights. y^T = W x^T with mma.m16n8k16, the
-// weights as operand A. (One or two rows: decode_digits.cuh, in the same frame.)
+// weights as operand A. (One or two rows: decode_fixed_point.cuh.)
 //
 //   grid     clusters of CTAs, persistent over tiles of channels; a warp has kWarpN channels beside
 //            those of warps_n - 1 others, and splits K with the CTA's other warps and the cluster
@@ -25,6 +25,7 @@
 #include "arguments.hpp"
 #include "decode_activations.cuh"
 #include "decode_digits.cuh"
+#include "decode_planes.cuh"
 #include "decode_reduction.cuh"
 #include "decode_storage.cuh"
 #include "decode_streams.cuh"
@@ -71,7 +72,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
 
   constexpr bool kAnew = kGeneral || kSegment > 4;  // no registers to spare
   ActivationSlice<C, kAnew> x(args, storage, slice);
-  TileReduction<T, C, kAnew> reduction(args, storage, slice);
+  TileReduction<WBits, T, C, kAnew> reduction(args, storage, slice);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -198,23 +199,36 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   constexpr KernelConfig C = kKernelTable[Row];
   static_assert(C.family == KernelFamily::decode);
   static_assert(sizeof(DecodeStorage<C>) == decode_storage_bytes(C));
-  // (Held it makes digits no faster.)
+  // (Held it makes fixed-point numbers no faster.)
   unsigned char* shared =
-      multiplies_digits(C) ? ptx::dynamic_shared_memory() : ptx::dynamic_shared_memory_held();
+      multiplies_fixed_point(C) ? ptx::dynamic_shared_memory() : ptx::dynamic_shared_memory_held();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
   const bool general =
       args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
-  if constexpr (multiplies_digits(C)) {
+  if constexpr (multiplies_fixed_point(C)) {
+    const auto run = [&]<class Multiplier>() {
+      decode_fixed_point<WBits, T, C, Multiplier>(args, storage, slice);
+    };
     constexpr int kAll = DigitShape<WBits>::kUnitProducts, kFew = WBits == 8 ? 1 : 2;
     const int group = 1 << min(args.group_shift, 30);
     const int shared = group < KernelLayout<WBits>::kBlockK ? 16 : 32;  // columns of a product
-    if (group >= shared * kAll) {
-      decode_digits<WBits, T, C, kAll>(args, storage, slice);
+    if (multiplies_planes(C, WBits, group, 1 << args.slots_shift)) {
+      if constexpr (WBits == 1) {
+        if (!general && group >= PlaneShape::kSumK) {
+          run.template operator()<PlaneMultiplier<T, C, true>>();
+        } else {
+          run.template operator()<PlaneMultiplier<T, C, false>>();
+        }
+      }
+    } else if (WBits < 8 && !general && group >= KernelLayout<WBits>::kAlignK) {
+      if constexpr (WBits < 8) run.template operator()<DigitMultiplier<WBits, T, C, kAll, true>>();
+    } else if (group >= shared * kAll) {
+      run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
     } else if (group >= shared * kFew) {
-      decode_digits<WBits, T, C, kFew>(args, storage, slice);
+      run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
     } else if constexpr (kFew > 1) {  // groups of 16 columns; never mind the time
-      decode_digits<WBits, T, C, 1>(args, storage, slice);
+      run.template operator()<DigitMultiplier<WBits, T, C, 1, false>>();
     }
   } else {
     constexpr int kSegment = kSegmentSteps<WBits, C>;

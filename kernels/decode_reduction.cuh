@@ -17,7 +17,7 @@ namespace mpq::kernels {
 /// the order of the ranks. Two inboxes, so that pushing may begin while the tile before is still
 /// being added. kAnew: where a tile lies is found out anew at its end, for kernels without
 /// registers to hold it through the main loop.
-template <DType T, KernelConfig C, bool kAnew>
+template <int WBits, DType T, KernelConfig C, bool kAnew>
 class TileReduction {
  public:
   static constexpr int kWarpN = DecodeStorage<C>::kWarpN;
@@ -153,7 +153,7 @@ class TileReduction {
   }
   __device__ __forceinline__ float* inboxes() const {
     return reinterpret_cast<float*>(
-        slice_ + decode_slice_bytes(C, 1 << args_.slots_shift,
+        slice_ + decode_slice_bytes(C, WBits, 1 << args_.slots_shift,
                                     kAnew ? ptx::opaque(args_.x_pitch) : args_.x_pitch));
   }
   // First column of the CTA's tile number `tile`.

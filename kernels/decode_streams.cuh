@@ -30,9 +30,14 @@ __device__ __forceinline__ void load_words(std::uint32_t* words, const void* fro
   }
 }
 
+/// What comes with a unit's weights: nothing.
+struct NoCompanion {
+  __device__ __forceinline__ void copy() const {}
+};
+
 /// A lane's way through the weights, a ring of copies ahead of where it computes. kUnitBlocks: of
-/// decode_unit_k.
-template <int WBits, KernelConfig C, class Runs, int kUnitBlocks>
+/// decode_unit_k. Companion: what else is copied with a unit's first block.
+template <int WBits, KernelConfig C, class Runs, int kUnitBlocks, class Companion = NoCompanion>
 class WeightStream {
  public:
   static constexpr int kTiles = DecodeStorage<C>::kTiles;
@@ -41,8 +46,8 @@ class WeightStream {
 
   __device__ __forceinline__ WeightStream(const ForwardArguments& args,
                                           uint4 (&ring)[C.stages][kTiles][32], int lane,
-                                          const Runs& runs)
-      : args_(args), runs_(runs), ring_(&ring[0][0][lane]) {
+                                          const Runs& runs, Companion companion = {})
+      : args_(args), runs_(runs), ring_(&ring[0][0][lane]), companion_(companion) {
     begin_run();
 #pragma unroll 1
     for (int i = 0; i < C.stages; ++i) refill();
@@ -56,6 +61,7 @@ class WeightStream {
   /// Starts the next copy, into the place of the block that was taken.
   __device__ __forceinline__ void refill() {
     if (left_ > 0) {
+      if (kUnitBlocks == 1 || left_ % kUnitBlocks == 0) companion_.copy();
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) ptx::cp_async_16(ring_ + slot_ + 32 * t, source_ + 32 * t);
       source_ += kBlockWords;
@@ -85,6 +91,7 @@ class WeightStream {
   const uint4* source_;
   int left_, slot_ = 0;
   uint4* ring_;
+  [[no_unique_address]] Companion companion_;
 };
 
 /// Scales of two channels, and what is added for every unit of x.

@@ -225,19 +225,25 @@ inline constexpr std::array kKernelTable{
 };
 inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 
-/// Whether a decode kernel multiplies x as digits, in 8-bit products (decode_digits.cuh).
-constexpr bool multiplies_digits(const KernelConfig& config) noexcept {
+/// Whether a decode kernel multiplies x as fixed-point numbers, in integer products: as digits
+/// (decode_digits.cuh), or bit by bit (decode_planes.cuh).
+constexpr bool multiplies_fixed_point(const KernelConfig& config) noexcept {
   return config.tile_m <= 2;
+}
+/// Whether it does so bit by bit: `rows` of a CTA, of a tile.
+constexpr bool multiplies_planes(const KernelConfig& config, int bits, std::int64_t group_columns,
+                                 std::int64_t rows) noexcept {
+  return multiplies_fixed_point(config) && bits == 1 && group_columns >= 64 && rows == 1;
 }
 /// The unit in which a decode kernel cuts K, columns.
 constexpr int decode_unit_k(const KernelConfig& config, int bits) noexcept {
-  return multiplies_digits(config) ? layout_align_k(bits) : layout_block_k(bits);
+  return multiplies_fixed_point(config) ? layout_align_k(bits) : layout_block_k(bits);
 }
-/// Batch rows of a decode kernel's CTA. Digits of two groups that share a block of the layout take
-/// the place of a second row.
+/// Batch rows of a decode kernel's CTA. Digits, or bits, of two groups that share a block of the
+/// layout take the place of a second row.
 constexpr int decode_tile_rows(const KernelConfig& config, int bits,
                                std::int64_t group_columns) noexcept {
-  return multiplies_digits(config) && group_columns < layout_block_k(bits) ? 1 : config.tile_m;
+  return multiplies_fixed_point(config) && group_columns < layout_block_k(bits) ? 1 : config.tile_m;
 }
 
 /// How the decode kernels cut K, in units of decode_unit_k: into chunks whose x fits shared memory
@@ -280,11 +286,22 @@ constexpr int decode_x_pitch(const KernelConfig& config, int bits, const KSplit&
 constexpr int decode_digit_pitch(int x_pitch) noexcept {
   return x_pitch / 2 + 8;
 }
-/// Bytes of the slice: x, and where they are multiplied its four digits.
-constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int rows,
+/// Bytes of the planes of 256 columns and more; fewer than those of four digits.
+constexpr int decode_plane_bytes(int columns) noexcept {
+  return columns / 256 * 816;
+}
+/// Bytes of the scales and zeros of a unit that are on their way (ParameterRing), of all warps and
+/// stages.
+constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexcept {
+  if (!multiplies_fixed_point(config) || bits == 8) return 0;
+  return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + 1);
+}
+/// Bytes of the slice: x, and where they are multiplied its four digits or planes, and parameters.
+constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int bits, int rows,
                                           int x_pitch) noexcept {
-  const int digits = multiplies_digits(config) ? 4 * decode_digit_pitch(x_pitch) : 0;
-  return std::int64_t{x_pitch + digits} * decode_row_slots(config, rows);
+  const int digits = multiplies_fixed_point(config) ? 4 * decode_digit_pitch(x_pitch) : 0;
+  return std::int64_t{x_pitch + digits} * decode_row_slots(config, rows) +
+         decode_parameter_bytes(config, bits);
 }
 /// Floats of a decode kernel's two inboxes for the sums of its cluster.
 constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warps_n,

@@ -26,6 +26,14 @@ __device__ __forceinline__ T* opaque(T* value) {
   return value;
 }
 
+/// a + b, which the compiler does not make a multiplication of where b is a again: two of them are
+/// one IADD3, and that has both pipes.
+__device__ __forceinline__ int add(int a, int b) {
+  int sum;
+  asm("add.s32 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+
 /// Waits for a word of the first kBytes of a kernel's arguments, each warp for another one, 64
 /// bytes on. The first access to such a piece takes a hundred cycles; so all of them are under way
 /// at once, and not one after the other as they are needed.

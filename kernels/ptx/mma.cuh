@@ -36,6 +36,15 @@ __device__ __forceinline__ void mma_m16n8k32_u8s8(int (&d)[4], const std::uint32
         "r"(c[2]), "r"(c[3]));
 }
 
+/// d [16, 8] = number of columns in which both bits are set, a [16, 256], b [256, 8].
+__device__ __forceinline__ void mma_m16n8k256_and_popc(int (&d)[4], const std::uint32_t (&a)[4],
+                                                       std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
+}
+
 template <DType T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4],
                                              std::uint32_t b0, std::uint32_t b1) {

@@ -28,32 +28,89 @@ struct DecodeCosts {
   double x, digits = 0;  // of a column: bringing it, making its digits
   double chunks = 1;     // factor where x is cut into chunks, between which nothing multiplies
 };
-constexpr DecodeCosts kDigits[2]{{.start = 4227,
-                                  .start_per_row = 0.1785,
-                                  .work = {4.383, 5.493, 4.569, 9.5},
+constexpr DecodeCosts kPlanes[2]{{.start = 4361,
+                                  .work = {2.005, 0, 0, 0},
                                   .read_bytes_per_cycle = 18.4,
                                   .power = 2,
-                                  .tile = 802,
-                                  .tile_per_warp = 118,
-                                  .pair = 200,
-                                  .cta = 20.5,
-                                  .uneven = 1.134,
+                                  .tile = 722,
+                                  .tile_per_warp = 123,
+                                  .pair = 228,
+                                  .cta = 41.3,
+                                  .uneven = 0.984,
+                                  .idle = 0.713,
                                   .longer = 0.5,
-                                  .alone = 1.254,
-                                  .x = 0.0492,
-                                  .digits = 0.2374},
-                                 {.start = 3094,
-                                  .start_per_row = 0.2177,
-                                  .work = {5.733, 7.525, 8.837, 11},
-                                  .read_bytes_per_cycle = 22,
-                                  .tile = 469,
-                                  .tile_per_warp = 148,
-                                  .further = 800,
-                                  .pair = 168,
-                                  .uneven = 0.581,
-                                  .idle = 0.427,
-                                  .alone = 1.307,
-                                  .x = 0.316}};
+                                  .alone = 1.271,
+                                  .x = 0.471,
+                                  .digits = 0.0498},
+                                 {.start = 3289,
+                                  .work = {3.236, 0, 0, 0},
+                                  .read_bytes_per_cycle = 21,
+                                  .tile = 1006,
+                                  .tile_per_warp = 174,
+                                  .further = 400,
+                                  .cta = 13.4,
+                                  .uneven = 0.129,
+                                  .idle = 1.358,
+                                  .longer = 1,
+                                  .alone = 1.35,
+                                  .x = 0.503,
+                                  .digits = 0.0246}};
+constexpr DecodeCosts kDigitsOfFewBits[2]{{.start = 4198,
+                                           .start_per_row = 0.1167,
+                                           .work = {3.661, 3.661, 0, 0},
+                                           .read_bytes_per_cycle = 21,
+                                           .power = 2,
+                                           .tile = 581,
+                                           .tile_per_warp = 151,
+                                           .further = 400,
+                                           .pair = 162,
+                                           .cta = 10.9,
+                                           .uneven = 1.076,
+                                           .idle = 0.185,
+                                           .longer = 0.5,
+                                           .alone = 1.233,
+                                           .x = 0.173,
+                                           .digits = 0.1412},
+                                          {.start = 3197,
+                                           .start_per_row = 0.1987,
+                                           .work = {4.771, 4.771, 0, 0},
+                                           .read_bytes_per_cycle = 21,
+                                           .tile = 569,
+                                           .tile_per_warp = 192,
+                                           .further = 800,
+                                           .pair = 46,
+                                           .cta = 1.6,
+                                           .uneven = 0.393,
+                                           .idle = 0.496,
+                                           .alone = 1.368,
+                                           .x = 0.333}};
+constexpr DecodeCosts kDigits[2]{{.start = 4318,
+                                  .start_per_row = 0.1159,
+                                  .work = {0, 0, 5.707, 9.5},
+                                  .read_bytes_per_cycle = 21,
+                                  .power = 2,
+                                  .tile = 538,
+                                  .tile_per_warp = 150,
+                                  .pair = 55,
+                                  .cta = 17.2,
+                                  .uneven = 0.924,
+                                  .longer = 0.5,
+                                  .alone = 1.212,
+                                  .x = 0.1814,
+                                  .digits = 0.1159},
+                                 {.start = 3483,
+                                  .start_per_row = 0.2694,
+                                  .work = {0, 0, 5.995, 11},
+                                  .read_bytes_per_cycle = 18.4,
+                                  .tile = 0,
+                                  .tile_per_warp = 80.3,
+                                  .further = 500,
+                                  .cta = 50.6,
+                                  .uneven = 0,
+                                  .idle = 0.408,
+                                  .alone = 1.6,
+                                  .x = 0.0154,
+                                  .digits = 0.2374}};
 constexpr DecodeCosts kProducts[2]{{.start = 5213,
                                     .start_per_row = 0.033,
                                     .work = {9.625, 9.625, 8.223, 0},
@@ -117,20 +174,31 @@ double busiest_load(const DecodeSplit& split, bool shared, double longer) {
   return most + static_cast<double>(fewest) + (longer == 0 ? part : part > longer ? 1 : 0);
 }
 
+// What smaller groups than 128 columns add to multiplying fixed-point numbers.
+double small_group_factor(std::int64_t group_columns) {
+  return group_columns >= 128 ? 1 : group_columns >= 64 ? 1.5 : 2;
+}
+
+const DecodeCosts (&costs_of(const KernelConfig& config, const Problem& problem,
+                             std::int64_t rows))[2] {
+  if (multiplies_planes(config, problem.bits, problem.group_columns, rows)) return kPlanes;
+  if (multiplies_fixed_point(config)) return problem.bits <= 2 ? kDigitsOfFewBits : kDigits;
+  return problem.bits == 8 ? kByteProducts : kProducts;
+}
+
 }  // namespace
 
 double estimate_decode(const Problem& problem, const KernelConfig& config,
                        const DeviceTraits& device, const DecodeSplit& split, bool chained) {
-  const bool digits = multiplies_digits(config);
-  const DecodeCosts& costs = (digits              ? kDigits
-                              : problem.bits == 8 ? kByteProducts
-                                                  : kProducts)[chained ? 1 : 0];
+  const bool fixed_point = multiplies_fixed_point(config);
   const auto row_tiles = static_cast<double>(split.row_tiles);
   const double rows = split.row_tiles > 1 ? 1 : static_cast<double>(problem.m);
+  const DecodeCosts& costs =
+      costs_of(config, problem, static_cast<std::int64_t>(rows))[chained ? 1 : 0];
   const int slots =
-      digits ? static_cast<int>(rows)
-             : decode_row_slots(config,
-                                static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
+      fixed_point ? static_cast<int>(rows)
+                  : decode_row_slots(
+                        config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
   const bool shared =
       split.clusters * split.row_tiles > resident_clusters(device, {.split = split.cluster});
   const int per_sm = shared ? 2 : 1;
@@ -139,7 +207,8 @@ double estimate_decode(const Problem& problem, const KernelConfig& config,
       static_cast<double>(split.tiles) * split.cluster / device.sm_count * row_tiles;
   const double more = std::max(busiest_load(split, shared, costs.longer) - mean, 0.);
   const double slice = split.columns * split.warps_k / split.chunks;
-  const double work = costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))];
+  const double work = costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))] *
+                      (fixed_point ? small_group_factor(problem.group_columns) : 1);
   const double tile = split.columns * work * (1 + costs.work_per_row * (rows - 1)) + costs.tile +
                       costs.tile_per_warp * split.warps_n;
   const double multiplied =

@@ -46,7 +46,8 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
   const auto rows = static_cast<int>(std::min<std::int64_t>(problem.m, tile_rows));
   const int warps_n = config.warps() / split.warps;
   return decode_storage_bytes(config) +
-         decode_slice_bytes(config, rows, decode_x_pitch(config, problem.bits, split)) +
+         decode_slice_bytes(config, problem.bits, rows,
+                            decode_x_pitch(config, problem.bits, split)) +
          std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
 }
 
@@ -72,7 +73,7 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
         shared = decode_shared_bytes(problem, config, split());
         return shared <= device.shared_bytes_per_block;
       };
-      while (!multiplies_digits(config) && !fits() && split().part > 1) ++chunks;
+      while (!multiplies_fixed_point(config) && !fits() && split().part > 1) ++chunks;
       if (!fits()) continue;  // with fewer warps along K it does
       const std::int64_t resident = std::min<std::int64_t>(
           config.ctas_per_sm,
@@ -104,10 +105,17 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
   return best;
 }
 
-// Whether x and its digits fit shared memory, and there is something to gain, unlike with 8 bits.
-bool wants_digits(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options,
-                  const KernelConfig& config) {
+// Whether x as fixed-point numbers fits shared memory, and there is something to gain, unlike with
+// 8 bits. What products of single bits cost on devices after 9.0 is not known.
+bool wants_fixed_point(const Problem& problem, const DeviceTraits& device,
+                       const ForwardOptions& options, const KernelConfig& config) {
   if (problem.bits == 8) return false;
+  const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
+  if (multiplies_planes(config, problem.bits, problem.group_columns,
+                        std::min<std::int64_t>(problem.m, rows)) &&
+      device.compute_capability >= 100) {
+    return false;
+  }
   const int cluster = options.cluster != -1     ? options.cluster
                       : runs_sm90a_code(device) ? kDecodeClusters.back()
                                                 : 1;
@@ -117,8 +125,8 @@ bool wants_digits(const Problem& problem, const DeviceTraits& device, const Forw
 }
 
 // Of the decode kernels the one with the smallest tile that takes all rows, or passes over the
-// largest. Digits only for as many rows as they are ahead for on other devices: one, below 4 bits
-// two, unless each takes the place of both.
+// largest. Fixed-point numbers only for as many rows as they are ahead for on other devices: one,
+// with 2 bits two.
 int smallest_decode(const Problem& problem, const DeviceTraits& device,
                     const ForwardOptions& options) {
   int decode = -1, decode_rows = 0;
@@ -126,8 +134,8 @@ int smallest_decode(const Problem& problem, const DeviceTraits& device,
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
     if (config.family != KernelFamily::decode) continue;
     const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-    if (multiplies_digits(config) && (problem.m > (problem.bits < 4 ? rows : 1) ||
-                                      !wants_digits(problem, device, options, config))) {
+    if (multiplies_fixed_point(config) && (problem.m > (problem.bits < 4 ? rows : 1) ||
+                                           !wants_fixed_point(problem, device, options, config))) {
       continue;
     }
     if (decode == -1 || decode_rows < problem.m) decode = i, decode_rows = rows;
@@ -156,12 +164,15 @@ bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits&
   if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
   if (problem.m > kDecodeTileRows) return kernel == smallest_decode(problem, device, options);
   if (problem.m > decode_tile_rows(config, problem.bits, problem.group_columns)) return false;
-  if (multiplies_digits(config)) return wants_digits(problem, device, options, config);
+  if (multiplies_fixed_point(config)) return wants_fixed_point(problem, device, options, config);
   return config.tile_m <= kDecodeTileRows && (problem.bits == 8 || problem.m <= kProductRows);
 }
 
 // On Hopper: what the estimates say.
 int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
+  // Not all estimates know what small groups cost.
+  Problem large_groups = problem;
+  large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
   int decode = -1;
   double decode_cycles = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kKernelCount; ++i) {
@@ -169,16 +180,13 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
     Plan plan;
     plan.kernel = i;
     plan.grid_m = 1;
-    const double cycles = split_k(problem, device, options, plan);
+    const double cycles = split_k(large_groups, device, options, plan);
     // (The first also where the options leave it no way: plan() says so, or finds another.)
     if (decode == -1 || cycles < decode_cycles) decode = i, decode_cycles = cycles;
   }
   if (decode == -1) return choose_prefill(problem, device, options).kernel;
   if (problem.m <= (problem.bits == 8 ? kDecodeRowsOnHopper : kDecodeRowsOfFewBits)) return decode;
-  // The decode kernels' estimates know no small groups, nor, with more rows, other memory than an
-  // H200's.
-  Problem large_groups = problem;
-  large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
+  // With more rows decode kernels' estimates know no other memory than an H200's.
   DeviceTraits known = device;
   double factor = 1;
   if (problem.m <= kDecodeTileRows) {

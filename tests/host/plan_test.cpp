@@ -61,7 +61,7 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
     CHECK(eight.grid_m == 1);
   }
   CHECK(plan(of_bits(1, 2, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
-  CHECK(plan(of_bits(4, 2, 8192, 8192), kHopper).config().family == KernelFamily::prefill);
+  CHECK(plan(of_bits(4, 3, 8192, 8192), kHopper).config().family == KernelFamily::prefill);
   CHECK(plan(of_bits(4, 2, 6144, 4096), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(of_bits(4, 2, 57344, 8192), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(of_bits(8, 4, 4096, 4096), kHopper).config().family == KernelFamily::decode);
@@ -179,14 +179,15 @@ TEST_CASE("a plan that is remembered is the plan") {
   CHECK(detail::remembered_plan(one, Device::cuda(0), kHopper, {.kernel = 1}).kernel == 1);
 }
 
-TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits where they fit") {
+TEST_CASE("one row of 4 bits and less, and two of 2 bits, are fixed-point numbers where they fit") {
   const auto rows = [](const Problem& problem, const DeviceTraits& device = kHopper) {
     const Plan chosen = plan(problem, device);
     CHECK(chosen.chunks == 1);
     return chosen.config().tile_m;
   };
   CHECK(rows(problem(1)) == 2);
-  CHECK(rows(problem(2)) == 8);
+  CHECK(rows(problem(2)) == 2);
+  CHECK(rows(problem(3)) == 8);
   Problem wide = problem(1);
   wide.bits = 8;
   CHECK(rows(wide) == 8);
@@ -196,16 +197,24 @@ TEST_CASE("one row of 4 bits and less, and two of narrow weights, are digits whe
   CHECK(rows(narrow) == 2);
   narrow.m = 3;
   CHECK(rows(narrow) == 8);  // raised codes
-  narrow = problem(2);
-  // Two groups in a block of 256 columns leave room for one row.
-  narrow.bits = 1;
+  // Two groups in a block of 128 columns leave room for one row.
+  narrow.m = 2;
+  narrow.group_columns = 64;
   CHECK(rows(narrow) == 8);
+  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 2);
+  // So do planes; two rows of 1 bit are digits, where a block has one group.
+  narrow = of_bits(1, 2);
+  narrow.group_columns = 128;
+  CHECK(rows(narrow) == 8);
+  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 2);
   narrow.group_columns = 256;
   CHECK(rows(narrow) == 2);
   narrow.group_columns = 128;
   narrow.m = 1;
   CHECK(rows(narrow) == 2);
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 1);
+  CHECK(rows(narrow, {.compute_capability = 80, .sm_count = 108}) == 2);
+  CHECK(rows(narrow, {.compute_capability = 120, .sm_count = 170}) == 8);
   narrow.m = 3;
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 3);
 

@@ -17,6 +17,10 @@ T opaque(T value) {
   return value;
 }
 
+inline int add(int a, int b) {
+  return a + b;
+}
+
 template <int kBytes, class Arguments>
 void fetch_arguments(const Arguments&) {}
 

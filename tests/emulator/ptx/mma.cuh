@@ -2,6 +2,7 @@
 // Emulated: mma.sync. Products are exact, sums of floats in float64 and rounded to float32 at the
 // end.
 
+#include <bit>
 #include <cstdint>
 
 #include "dequant.cuh"
@@ -80,6 +81,29 @@ inline void mma_m16n8k32_u8s8(int (&d)[4], const std::uint32_t (&a)[4], std::uin
           sum += static_cast<std::uint32_t>(wide_a[row][k] * wide_b[k][column]);
         }
         all[i]->d[e] = static_cast<int>(sum);
+      }
+    }
+  });
+}
+
+inline void mma_m16n8k256_and_popc(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                   std::uint32_t b1) {
+  struct Lane {
+    int* d;
+    const std::uint32_t* a;
+    std::uint32_t b[2];
+  } lane{d, a, {b0, b1}};
+  emulator::collective("mma", lane, [](const auto& all) {
+    for (int i = 0; i < 32; ++i) {
+      for (int e = 0; e < 4; ++e) {
+        const int row = i / 4 + 8 * (e / 2), column = 2 * (i % 4) + e % 2;
+        int sum = 0;
+        for (int t = 0; t < 4; ++t) {
+          const std::uint32_t* a = all[row % 8 * 4 + t]->a + row / 8;
+          const std::uint32_t* b = all[column * 4 + t]->b;
+          sum += std::popcount(a[0] & b[0]) + std::popcount(a[2] & b[1]);
+        }
+        all[i]->d[e] = sum;
       }
     }
   });

@@ -1,0 +1,332 @@
+#pragma once
+// One or two batch rows as fixed-point numbers, multiplied as integers: what the ways to do that
+// (decode_planes.cuh, decode_digits.cuh) have in common. Grid, ring of weights and reduction are
+// those of decode.cuh. Scales and zeros come in a ring, too, where they are of the usual kind.
+
+#include <cstdint>
+
+#include "arguments.hpp"
+#include "decode_activations.cuh"
+#include "decode_reduction.cuh"
+#include "decode_storage.cuh"
+#include "decode_streams.cuh"
+#include "dequant.cuh"
+#include "mpq/layout.hpp"
+#include "mpq/plan.hpp"
+#include "ptx/memory.cuh"
+
+namespace mpq::kernels {
+
+/// A row's part of K as fixed-point numbers, value * 2^raise, below 2^bits.
+template <DType T>
+struct FixedPoint {
+  static constexpr int kMantissaBits = Half2Of<T>::kMantissaBits, kBias = Half2Of<T>::kBias;
+  static constexpr int kMostExponent = T == DType::f16 ? 31 : 255;  // infinities and NaN
+  static constexpr int kMostFactor = 100;                           // log2 of one float32 factor
+  int raise = 0;
+  bool finite = true;
+
+  FixedPoint() = default;
+  /// largest: the bits of the largest |x|.
+  __device__ __forceinline__ FixedPoint(std::uint32_t largest, int bits) {
+    const int exponent = static_cast<int>(largest >> kMantissaBits);
+    raise = bits - 1 + kBias - max(exponent, 1);
+    finite = exponent < kMostExponent;
+  }
+  /// value * 2^(raise - position), rounded.
+  static __device__ __forceinline__ int round(float value, float first, float second) {
+    return __float2int_rn(T == DType::f16 ? value * first : value * first * second);
+  }
+  /// The two factors of 2^(raise - position).
+  __device__ __forceinline__ float first(int position) const {
+    return T == DType::f16 ? float_power(raise - position) : float_power(min(raise, kMostFactor));
+  }
+  __device__ __forceinline__ float second(int position) const {
+    return T == DType::f16 ? 1.f : float_power(max(raise - kMostFactor, 0) - position);
+  }
+  /// The factors of 2^-raise; NaN if an element of x was not finite.
+  __device__ __forceinline__ float lower_first() const {
+    return finite ? float_power(-min(raise, kMostFactor)) : __uint_as_float(0x7fc00000u);
+  }
+  __device__ __forceinline__ float lower_second() const {
+    return T == DType::f16 ? 1.f : float_power(-max(raise - kMostFactor, 0));
+  }
+};
+
+/// The bits of the largest |x| of a row's columns [0, columns), by a warp. x: 16-byte aligned.
+template <DType T>
+__device__ __forceinline__ std::uint32_t largest_magnitude(const unsigned char* x, int columns,
+                                                           int lane) {
+  Pair<T> most = bits_as<Pair<T>>(0u);
+#pragma unroll 1
+  for (int column = 8 * lane; column < columns; column += 256) {
+    const uint4 words = *reinterpret_cast<const uint4*>(x + 2 * column);
+    const auto abs = [](std::uint32_t word) { return __habs2(bits_as<Pair<T>>(word)); };
+    most = __hmax2_nan(most, __hmax2_nan(__hmax2_nan(abs(words.x), abs(words.y)),
+                                         __hmax2_nan(abs(words.z), abs(words.w))));
+  }
+  const auto bits = bits_as<std::uint32_t>(most);
+  return __reduce_max_sync(0xffffffffu, max(bits & 0xffffu, bits >> 16));
+}
+
+/// A warp's part of K in each of its columns of 64 channels; in units.
+class UnitRuns {
+ public:
+  __device__ __forceinline__ UnitRuns(int begin, int end, int column, int stride, int columns)
+      : begin_(begin), end_(end), column_(column), stride_(stride), columns_(columns) {}
+  __device__ __forceinline__ int column() const { return column_; }
+  __device__ __forceinline__ int begin() const { return begin_; }
+  __device__ __forceinline__ int end() const { return end_; }
+  __device__ __forceinline__ bool empty() const { return column_ >= columns_ || begin_ == end_; }
+  __device__ __forceinline__ void next() { column_ += stride_; }
+
+ private:
+  int begin_, end_, column_, stride_, columns_;
+};
+
+/// A lane's way through scales and zeros, a sum ahead. kGeneral: as in LaneParameters.
+template <int WBits, DType T, bool kGeneral>
+class UnitParameters {
+ public:
+  static constexpr int kUnitK = KernelLayout<WBits>::kAlignK;  // decode_unit_k
+  static constexpr int kHalfK = KernelLayout<WBits>::kBlockK / 2;
+  using Parameters = LaneParameters<WBits, T, 4, kGeneral>;
+
+  /// columns: of a sum. halves: the third and fourth of four lanes have those of them that are in
+  /// the upper half of a block, the others the lower ones.
+  __device__ __forceinline__ UnitParameters(const ForwardArguments& args, const UnitRuns& runs,
+                                            int columns, bool halves, int lane)
+      : args_(args), runs_(runs), halves_(halves), lane_(lane), columns_(columns) {
+    begin_run();
+    advance();
+  }
+  __device__ __forceinline__ void begin() const {}
+  /// Of the sums that end next.
+  __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
+  /// Goes to the sums after them.
+  __device__ __forceinline__ void advance() {
+    if (left_ == 0) return;
+    ahead_.load(args_, at(column_, args_.n_padded), at(column_, args_.zeros_stride));
+    if (halves_) {
+      column_ += columns_ / 2;
+      if (column_ % kHalfK == 0) column_ += kHalfK;
+    } else {
+      column_ += columns_;
+    }
+    left_ -= columns_;
+    if (left_ == 0) {
+      runs_.next();
+      begin_run();
+    }
+  }
+
+ private:
+  // In parameters of which a group's row is `stride` from the next.
+  __device__ __forceinline__ std::uint32_t at(int column, int stride) const {
+    return static_cast<std::uint32_t>(column >> args_.group_shift) *
+               static_cast<std::uint32_t>(stride) +
+           channels_;
+  }
+  __device__ __forceinline__ void begin_run() {
+    left_ = 0;
+    if (runs_.empty()) return;
+    const int units = runs_.end() - runs_.begin(), first = runs_.begin() * kUnitK;
+    left_ = units * kUnitK;
+    channels_ = static_cast<std::uint32_t>(runs_.column() * 64 + lane_ / 4 * 8);
+    // The run's parameters, one unit a lane, from memory to the L2 cache: a unit takes less time
+    // than that.
+    if (lane_ > 0 && lane_ < units) {
+      const int column = first + lane_ * kUnitK;
+      const std::uint32_t parameter = at(column, args_.n_padded);
+      if (args_.statistics != nullptr) {
+        ptx::prefetch_l2(args_.statistics + parameter);
+        ptx::prefetch_l2(args_.statistic_bases + statistic_base_of(parameter));
+      } else {
+        ptx::prefetch_l2(args_.scales + parameter);
+      }
+      if (args_.affine_zeros != nullptr) {
+        ptx::prefetch_l2(args_.affine_zeros + parameter);
+      } else if (args_.zeros != nullptr) {
+        ptx::prefetch_l2(static_cast<const ZeroCode<WBits>*>(args_.zeros) +
+                         at(column, args_.zeros_stride));
+      }
+    }
+    column_ = first + (halves_ && lane_ % 4 >= 2 ? kHalfK : 0);
+  }
+  const ForwardArguments& args_;
+  UnitRuns runs_;
+  bool halves_;
+  int lane_, columns_, left_, column_;
+  std::uint32_t channels_;
+  Parameters ahead_;
+};
+
+/// The same by way of a ring in shared memory, asked for with their weights: what waits behind
+/// these does not come sooner. For integer zeros and scales of the activations' type, and groups of
+/// 128 columns and more: half of a unit of 256, which is what the third and fourth of four lanes
+/// have the upper one of.
+template <int WBits, DType T, KernelConfig C>
+class ParameterRing {
+ public:
+  static constexpr int kUnitK = KernelLayout<WBits>::kAlignK, kSums = kUnitK / 128;
+  using Parameters = LaneParameters<WBits, T, 4, false>;
+  static_assert(sizeof(ZeroCode<WBits>) == 1);
+  static constexpr int kScaleBytes = 64 * 2, kSumBytes = kScaleBytes + 64;
+  static constexpr int kSlotBytes = kSums * kSumBytes, kBytes = C.stages * kSlotBytes;
+  static_assert(C.warps() * kBytes == decode_parameter_bytes(C, WBits));
+
+  /// What copies, for WeightStream: a lane 16 bytes of scales or zeros.
+  class Copier {
+   public:
+    __device__ __forceinline__ Copier(const ForwardArguments& args, unsigned char* ring,
+                                      const UnitRuns& runs, int lane)
+        : args_(args), to_(ring + 16 * lane), runs_(runs), lane_(lane) {
+      begin_run();
+    }
+    /// Starts the next unit's.
+    __device__ __forceinline__ void copy() {
+      __syncwarp();  // what was there has been read
+      if (lane_ < kSlotBytes / 16) {
+        const auto group =
+            static_cast<unsigned>((unit_ * kUnitK + sum() * 128) >> args_.group_shift);
+        const auto stride =
+            static_cast<unsigned>(is_scale() ? 2 * args_.n_padded : args_.zeros_stride);
+        ptx::cp_async_16(to_ + slot_, from_ + std::uint64_t{group} * stride);
+      }
+      slot_ = slot_ == kBytes - kSlotBytes ? 0 : slot_ + kSlotBytes;
+      if (++unit_ == runs_.end()) {
+        runs_.next();
+        begin_run();
+      }
+    }
+
+   private:
+    __device__ __forceinline__ int sum() const { return kSums == 1 ? 0 : lane_ / (kSumBytes / 16); }
+    __device__ __forceinline__ int place() const { return lane_ - sum() * (kSumBytes / 16); }
+    __device__ __forceinline__ bool is_scale() const { return place() < kScaleBytes / 16; }
+    __device__ __forceinline__ void begin_run() {
+      unit_ = runs_.begin();
+      const auto channels = static_cast<std::uint64_t>(runs_.column()) * 64;
+      from_ = is_scale() ? reinterpret_cast<const unsigned char*>(args_.scales + channels)
+                         : static_cast<const unsigned char*>(args_.zeros) + channels - kScaleBytes;
+      from_ += 16 * place();
+    }
+    const ForwardArguments& args_;
+    unsigned char* to_;
+    UnitRuns runs_;
+    int lane_, unit_, slot_ = 0;
+    const unsigned char* from_;
+  };
+
+  __device__ __forceinline__ ParameterRing(const unsigned char* ring, int lane)
+      : scales_(ring + (kSums > 1 && lane % 4 >= 2 ? kSumBytes : 0) + lane / 4 * 16),
+        zeros_(ring + (kSums > 1 && lane % 4 >= 2 ? kSumBytes : 0) + kScaleBytes + lane / 4 * 8) {}
+
+  /// When the unit's first block has been taken.
+  __device__ __forceinline__ void begin() {
+    __syncwarp();  // what other lanes have copied
+    const uint4 scales = *reinterpret_cast<const uint4*>(scales_ + slot_);
+    ahead_.scales[0] = scales.x, ahead_.scales[1] = scales.y;
+    ahead_.scales[2] = scales.z, ahead_.scales[3] = scales.w;
+    const uint2 zeros = *reinterpret_cast<const uint2*>(zeros_ + slot_);
+    ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
+    slot_ = slot_ == kBytes - kSlotBytes ? 0 : slot_ + kSlotBytes;
+  }
+  __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
+  __device__ __forceinline__ void advance() const {}
+
+ private:
+  const unsigned char *scales_, *zeros_;
+  int slot_ = 0;
+  Parameters ahead_;
+};
+
+/// What a lane reads ahead.
+template <class Weights, class Parameters>
+struct Streams {
+  Weights weights;
+  Parameters parameters;
+};
+
+/// The CTA's work. Multiplier: x in the form that it multiplies, in shared memory behind x itself,
+/// and how (DigitMultiplier, PlaneMultiplier).
+template <int WBits, DType T, KernelConfig C, class Multiplier>
+__device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
+                                                   DecodeStorage<C>& storage,
+                                                   unsigned char* slice) {
+  using Layout = KernelLayout<WBits>;
+  constexpr int kUnitK = Layout::kAlignK;
+  const KSplit split{static_cast<int>(static_cast<unsigned>(args.k_padded) / kUnitK),
+                     C.warps() >> args.warps_n_shift,
+                     1,
+                     1 << args.cluster_shift,
+                     static_cast<int>(blockIdx.x & ((1u << args.cluster_shift) - 1)),
+                     args.part};
+  const int slice_begin = split.part_begin(0, 0);
+  const int slice_columns = (split.part_begin(0, split.warps) - slice_begin) * kUnitK;
+  ActivationSlice<C, false> x(args, storage, slice);
+  // x is the longest to wait for, unless the kernel before is to write it yet.
+  if (!args.programmatic) x.start_by_threads(slice_begin * kUnitK, slice_columns);
+
+  // The rest is computed after that.
+  const int thread = ptx::opaque(static_cast<int>(threadIdx.x));
+  const int warp = thread / 32, lane = thread % 32;
+  const int warps_n = 1 << args.warps_n_shift;
+  const int warp_n = warp & (warps_n - 1), warp_k = warp >> args.warps_n_shift;
+  const auto columns = static_cast<int>(static_cast<unsigned>(args.n_padded) / C.tile_n);
+  const int first_column = static_cast<int>(blockIdx.x >> args.cluster_shift) << args.warps_n_shift;
+  const int m0 = static_cast<int>(blockIdx.y) * args.tile_rows;
+  const int rows = min(args.m - m0, args.tile_rows);
+  const int begin = split.part_begin(0, warp_k), end = split.part_begin(0, warp_k + 1);
+  const Multiplier multiplier(args, slice, lane);
+  TileReduction<WBits, T, C, false> reduction(args, storage, slice);
+  const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
+  constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
+  const auto streams = [&] {
+    if constexpr (Multiplier::kParametersInRing) {
+      using Ring = ParameterRing<WBits, T, C>;
+      using Copier = typename Ring::Copier;
+      unsigned char* ring = slice +
+                            decode_slice_bytes(C, WBits, 1 << args.slots_shift, args.x_pitch) -
+                            (C.warps() - warp) * Ring::kBytes;
+      return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
+          {args, storage.ring[warp], lane, runs, Copier(args, ring, runs, lane)}, {ring, lane}};
+    } else {
+      return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks>,
+                     UnitParameters<WBits, T, Multiplier::kGeneral>>{
+          {args, storage.ring[warp], lane, runs},
+          {args, runs, multiplier.columns_of_sum(), multiplier.halves(), lane}};
+    }
+  };
+  auto [weights, parameters] = streams();
+  ptx::griddepcontrol_launch_dependents();
+  if (args.programmatic && thread < 32) x.start(slice_begin * kUnitK, slice_columns);
+
+  auto sums = multiplier.sums();
+  const int part_first = (begin - slice_begin) * kUnitK;
+  ptx::griddepcontrol_wait();
+  x.complete(slice_begin * kUnitK, slice_columns, !args.programmatic);
+#pragma unroll 1
+  for (int row = 0; row < rows; ++row) {
+    const int part_columns = (end - begin) * kUnitK;
+    const FixedPoint<T> fixed(
+        largest_magnitude<T>(slice + row * args.x_pitch + 2 * part_first, part_columns, lane),
+        Multiplier::kFixedBits);
+    multiplier.write(fixed, row, part_first, part_columns, warp_n, warps_n);
+    sums.set_row(row, fixed, lane);
+  }
+  __syncthreads();
+
+#pragma unroll 1
+  for (int column = first_column; column < columns; column += args.column_stride) {
+    sums.clear_total();
+    if (column + warp_n < columns) {
+      multiplier.multiply(weights, parameters, part_first, end - begin, sums);
+    }
+    reduction.publish([&](auto& target, int of_lane) { sums.store(target, of_lane); });
+  }
+  reduction.finish();
+  reduction.leave();
+}
+
+}  // namespace mpq::kernels
