@@ -209,15 +209,15 @@ class DigitSums {
   float total_[2 * kTiles];
 };
 
-/// Sums end after kEnd products. kWhole: which are all of a unit and of one group, zeros are
+/// Sums end after kEnd products. kWhole_: which are all of a unit and of one group, zeros are
 /// integers, and scales of the activations' type.
-template <int WBits, DType T, KernelConfig C, int kEnd, bool kWhole>
+template <int WBits, DType T, KernelConfig C, int kEnd, bool kWhole_>
 class DigitMultiplier {
  public:
   using Shape = DigitShape<WBits>;
+  static constexpr bool kWhole = kWhole_;
   using Sums = DigitSums<WBits, T, C, kWhole>;
   static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnd == Shape::kUnitProducts));
-  static constexpr bool kGeneral = !kWhole, kParametersInRing = kWhole;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
 
   __device__ __forceinline__ DigitMultiplier(const ForwardArguments& args, unsigned char* slice,
@@ -242,6 +242,7 @@ class DigitMultiplier {
                                            int units, Sums& sums) const {
     constexpr int kProducts = Shape::kBlockProducts;  // 1: two blocks a pair; 2: one
     constexpr int kPairs = Shape::kUnitProducts / 2;
+    constexpr int kUnroll = kWhole && kProducts > 2 ? kPairs : 1;
     const std::uint32_t mask = !halves_ ? 0xffffffffu : lane_ < 16 ? 0x00ff00ffu : 0xff00ff00u;
     const unsigned char* pair = digits_.of_lane(lane_, 1 << args_.slots_shift) + first;
 #pragma unroll 1
@@ -253,7 +254,7 @@ class DigitMultiplier {
       }
       std::uint32_t code = Shape::mask(0), one = Shape::ones(0);
       if constexpr (kEnd > 2) sums.clear();
-#pragma unroll(kWhole&& kProducts > 2 ? kPairs : 1)
+#pragma unroll kUnroll
       for (int i = 0; i < kPairs; ++i) {
         std::uint32_t b[4];
         ptx::ldmatrix_x4(b, pair);

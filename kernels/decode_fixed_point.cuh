@@ -84,13 +84,13 @@ class UnitRuns {
   int begin_, end_, column_, stride_, columns_;
 };
 
-/// A lane's way through scales and zeros, a sum ahead. kGeneral: as in LaneParameters.
-template <int WBits, DType T, bool kGeneral>
+/// A lane's way through scales and zeros of any kind, a sum ahead.
+template <int WBits, DType T>
 class UnitParameters {
  public:
   static constexpr int kUnitK = KernelLayout<WBits>::kAlignK;  // decode_unit_k
   static constexpr int kHalfK = KernelLayout<WBits>::kBlockK / 2;
-  using Parameters = LaneParameters<WBits, T, 4, kGeneral>;
+  using Parameters = LaneParameters<WBits, T, 4, true>;
 
   /// columns: of a sum. halves: the third and fourth of four lanes have those of them that are in
   /// the upper half of a block, the others the lower ones.
@@ -249,7 +249,7 @@ struct Streams {
 };
 
 /// The CTA's work. Multiplier: x in the form that it multiplies, in shared memory behind x itself,
-/// and how (DigitMultiplier, PlaneMultiplier).
+/// and how (DigitMultiplier, PlaneMultiplier); kWhole: ParameterRing will do.
 template <int WBits, DType T, KernelConfig C, class Multiplier>
 __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
                                                    DecodeStorage<C>& storage,
@@ -283,7 +283,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
   const auto streams = [&] {
-    if constexpr (Multiplier::kParametersInRing) {
+    if constexpr (Multiplier::kWhole) {
       using Ring = ParameterRing<WBits, T, C>;
       using Copier = typename Ring::Copier;
       unsigned char* ring = slice +
@@ -292,8 +292,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
       return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
           {args, storage.ring[warp], lane, runs, Copier(args, ring, runs, lane)}, {ring, lane}};
     } else {
-      return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks>,
-                     UnitParameters<WBits, T, Multiplier::kGeneral>>{
+      return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks>, UnitParameters<WBits, T>>{
           {args, storage.ring[warp], lane, runs},
           {args, runs, multiplier.columns_of_sum(), multiplier.halves(), lane}};
     }

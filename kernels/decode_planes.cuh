@@ -270,13 +270,13 @@ class PlaneSums {
   float total_[2 * kTiles];
 };
 
-/// kWhole: groups are of 128 columns or more, zeros integers, and scales of the activations' type.
-template <DType T, KernelConfig C, bool kWhole>
+/// kWhole_: groups are of 128 columns or more, zeros integers, and scales of the activations' type.
+template <DType T, KernelConfig C, bool kWhole_>
 class PlaneMultiplier {
  public:
   using Shape = PlaneShape;
+  static constexpr bool kWhole = kWhole_;
   using Sums = PlaneSums<T, C, kWhole>;
-  static constexpr bool kGeneral = !kWhole, kParametersInRing = kWhole;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = Shape::kFixedBits;
 
   __device__ __forceinline__ PlaneMultiplier(const ForwardArguments& args, unsigned char* slice,

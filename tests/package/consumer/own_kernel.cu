@@ -60,8 +60,8 @@ int main() {
   args.tile_rows = 1;
   constexpr int kColumns = kOut / kConfig.tile_n;
   args.column_stride = kColumns;
-  const auto shared_bytes = static_cast<std::size_t>(decode_storage_bytes(kConfig) +
-                                                     decode_slice_bytes(kConfig, 1, args.x_pitch));
+  const auto shared_bytes = static_cast<std::size_t>(
+      decode_storage_bytes(kConfig) + decode_slice_bytes(kConfig, kBits, 1, args.x_pitch));
   const cudaError_t allowed = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   const cudaError_t status = kernels::launch_kernel(kernel, dim3(kColumns), kConfig.threads(),
