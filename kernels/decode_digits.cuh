@@ -1,7 +1,6 @@
 #pragma once
-// One or two batch rows in 8-bit integer products: y^T = W x^T with
-// mma.m16n8k32, the codes as operand A, x as four signed digits to the base of 256 as four columns
-// of operand B.
+// One or two batch rows in 8-bit integer products: y^T = W x^T with mma.m16n8k32, the codes as
+// operand A, x as four signed digits to the base of 256 as four columns of operand B.
 //
 //   codes    a masked word is four codes, each times 2^(WBits * position in its byte): one LOP3 for
 //            four weights, none at 8 bits
@@ -153,32 +152,11 @@ class DigitSums {
   /// Adds the sums, scaled, to the total.
   template <class Parameters>
   __device__ __forceinline__ void end(const ForwardArguments& args, Parameters& parameters) {
-    const auto& own = parameters.ahead();
     const int x = sum_of_x_[0] + (sum_of_x_[1] << 8);
     const auto sum = [&](int i) {
       return sums_[i / 2][i % 2 * 2] + (sums_[i / 2][i % 2 * 2 + 1] << 8);
     };
-    if (!kWhole && args.zeros == nullptr) {
-      if constexpr (!kWhole) {
-        const auto x_float = static_cast<float>(x);
-        static_for<kTiles>([&]<int kTile>() {
-          const AffinePair pair = own.template affine_pair<kTile>(args);
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            float& total = total_[2 * kTile + h];
-            total = __fmaf_rn(pair.affine[h], x_float, total);
-            total = __fmaf_rn(pair.scale[h], static_cast<float>(sum(2 * kTile + h)), total);
-          }
-        });
-      }
-    } else {
-      const int minus_x = ptx::opaque(-x);
-#pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) {
-        const auto exact = static_cast<float>(sum(i) + own.zero(i / 2, i % 2) * minus_x);
-        total_[i] = __fmaf_rn(own.scale(args, i / 2, i % 2), exact, total_[i]);
-      }
-    }
+    add_scaled<kWhole>(args, parameters.ahead(), x, sum, total_);
     parameters.advance();
   }
 
@@ -218,6 +196,7 @@ class DigitMultiplier {
   static constexpr bool kWhole = kWhole_;
   using Sums = DigitSums<WBits, T, C, kWhole>;
   static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnd == Shape::kUnitProducts));
+  static_assert(!kWhole || WBits < 8);
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
 
   __device__ __forceinline__ DigitMultiplier(const ForwardArguments& args, unsigned char* slice,
@@ -266,10 +245,7 @@ class DigitMultiplier {
         if constexpr (kEnd == 2) sums.clear();
         static_for<2>([&]<int kHalf>() {
           constexpr int kShift = kProducts == 1 ? 0 : WBits * kHalf;
-          if constexpr (kProducts == 1) {
-            weights.take(words);
-            if (kHalf == 0 && i == 0) parameters.begin();
-          }
+          if constexpr (kProducts == 1) weights.take(words);
           if constexpr (kEnd == 1) sums.clear();
           sums.multiply(words, code << kShift, one << kShift, b[2 * kHalf] & mask,
                         b[2 * kHalf + 1] & mask);

@@ -14,6 +14,7 @@
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"
 #include "ptx/memory.cuh"
+#include "static_for.cuh"
 
 namespace mpq::kernels {
 
@@ -240,6 +241,35 @@ class ParameterRing {
   int slot_ = 0;
   Parameters ahead_;
 };
+
+/// Adds a group's sums, scaled, to a lane's totals. x: the sum of x; sum(i): of q x of channel
+/// lane / 4 + 8 i; kWhole: zeros are integers. What zeros take off is exact then.
+template <bool kWhole, int kTotals, class Parameters, class Sum>
+__device__ __forceinline__ void add_scaled(const ForwardArguments& args,
+                                           const Parameters& parameters, int x, const Sum& sum,
+                                           float (&total)[kTotals]) {
+  if (!kWhole && args.zeros == nullptr) {
+    if constexpr (!kWhole) {
+      const auto x_float = static_cast<float>(x);
+      static_for<kTotals / 2>([&]<int kTile>() {
+        const AffinePair pair = parameters.template affine_pair<kTile>(args);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int i = 2 * kTile + h;
+          total[i] = __fmaf_rn(pair.affine[h], x_float, total[i]);
+          total[i] = __fmaf_rn(pair.scale[h], static_cast<float>(sum(i)), total[i]);
+        }
+      });
+    }
+  } else {
+    const int minus_x = ptx::opaque(-x);
+#pragma unroll
+    for (int i = 0; i < kTotals; ++i) {
+      const auto exact = static_cast<float>(sum(i) + parameters.zero(i / 2, i % 2) * minus_x);
+      total[i] = __fmaf_rn(parameters.scale(args, i / 2, i % 2), exact, total[i]);
+    }
+  }
+}
 
 /// What a lane reads ahead.
 template <class Weights, class Parameters>

@@ -24,7 +24,6 @@
 #include "mpq/plan.hpp"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
-#include "static_for.cuh"
 
 namespace mpq::kernels {
 
@@ -40,7 +39,7 @@ struct PlaneShape {
   /// From product to product: spread over the banks for what lanes write together.
   static constexpr int kProductBytes = kColumns * 32 + 8;
   static constexpr int kBlockBytes = kProducts * kProductBytes;
-  static_assert(kBlockBytes == decode_plane_bytes(kBlockK));
+  static_assert(kBlockBytes <= 4 * kBlockK);  // in the place of four digits (decode_slice_bytes)
 };
 
 /// A lane's share of operand B of the products of a block.
@@ -218,22 +217,8 @@ class PlaneSums {
       multiply(
           i, [](int& of, int low, int high) { of = 4 * of + ptx::add(ptx::add(low, high), high); });
     }
-    if constexpr (kWhole) {
-      add_exact(args, parameters, x, sum);
-    } else if (args.zeros != nullptr) {
-      add_exact(args, parameters, x, sum);
-    } else {
-      const auto x_float = static_cast<float>(x);
-      static_for<kTiles>([&]<int kTile>() {
-        const AffinePair pair = parameters.template affine_pair<kTile>(args);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          float& total = total_[2 * kTile + h];
-          total = __fmaf_rn(pair.affine[h], x_float, total);
-          total = __fmaf_rn(pair.scale[h], static_cast<float>(sum[2 * kTile + h]), total);
-        }
-      });
-    }
+    add_scaled<kWhole>(
+        args, parameters, x, [&](int i) { return sum[i]; }, total_);
   }
 
   /// Writes the warp's sums [row][channel].
@@ -254,18 +239,6 @@ class PlaneSums {
   }
 
  private:
-  // Sums of q x and of x with integer zeros.
-  template <class Parameters>
-  __device__ __forceinline__ void add_exact(const ForwardArguments& args,
-                                            const Parameters& parameters, int x,
-                                            const int (&sum)[2 * kTiles]) {
-    const int minus_x = ptx::opaque(-x);
-#pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) {
-      const auto exact = static_cast<float>(sum[i] + parameters.zero(i / 2, i % 2) * minus_x);
-      total_[i] = __fmaf_rn(parameters.scale(args, i / 2, i % 2), exact, total_[i]);
-    }
-  }
   FixedPoint<T> fixed_;
   float total_[2 * kTiles];
 };

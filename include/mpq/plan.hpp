@@ -286,17 +286,14 @@ constexpr int decode_x_pitch(const KernelConfig& config, int bits, const KSplit&
 constexpr int decode_digit_pitch(int x_pitch) noexcept {
   return x_pitch / 2 + 8;
 }
-/// Bytes of the planes of 256 columns and more; fewer than those of four digits.
-constexpr int decode_plane_bytes(int columns) noexcept {
-  return columns / 256 * 816;
-}
 /// Bytes of the scales and zeros of a unit that are on their way (ParameterRing), of all warps and
 /// stages.
 constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexcept {
   if (!multiplies_fixed_point(config) || bits == 8) return 0;
   return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + 1);
 }
-/// Bytes of the slice: x, and where they are multiplied its four digits or planes, and parameters.
+/// Bytes of the slice: x, and where they are multiplied its four digits, or planes in their place,
+/// and parameters.
 constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int bits, int rows,
                                           int x_pitch) noexcept {
   const int digits = multiplies_fixed_point(config) ? 4 * decode_digit_pitch(x_pitch) : 0;
