@@ -6,7 +6,8 @@
 #include <cstring>
 
 #include "engine.hpp"
-#include "ptx/mma.cuh"
+#include "mpq/types.hpp"
+#include "products.hpp"
 
 #define MPQ_HAS_WGMMA 1
 
@@ -32,38 +33,24 @@ void hold(std::uint32_t (&)[kCount][4]) {}
 template <DType T, int kCount>
 void wgmma_k16(float (&d)[kCount], const std::uint32_t (&a)[4], std::uint64_t b) {
   struct Lane {
-    float* d;
     const std::uint32_t* a;
+    float* d;
     std::uint64_t b;
-  } lane{d, a, b};
+  } lane{a, d, b};
   emulator::collective("wgmma", lane, [](const auto& all) {
     constexpr int kN = 2 * kCount;
-    double wide_a[16][16], wide_b[kN][16];
-    for (int i = 0; i < 32; ++i) {
-      for (int e = 0; e < 4; ++e) {
-        for (int h = 0; h < 2; ++h) {
-          wide_a[i / 4 + 8 * (e % 2)][2 * (i % 4) + h + 8 * (e / 2)] = element<T>(all[i]->a[e], h);
-        }
-      }
-    }
+    emulator::ProductLanes<float> lanes;
+    for (int i = 0; i < 32; ++i) lanes[i] = {all[i]->a, all[i]->d};
+    std::uint16_t halves[kN][16];
     for (int n = 0; n < kN; ++n) {
-      for (int k = 0; k < 16; ++k) {
+      for (int part = 0; part < 2; ++part) {  // the swizzle moves 16 bytes
         std::uintptr_t place =
-            all[0]->b * 16 + static_cast<unsigned>(n) * 128 + static_cast<unsigned>(k) * 2;
+            all[0]->b * 16 + static_cast<unsigned>(n) * 128 + static_cast<unsigned>(part) * 16;
         place ^= (place >> 7 & 7u) << 4;
-        std::uint16_t half;
-        std::memcpy(&half, reinterpret_cast<const void*>(place), 2);
-        wide_b[n][k] = element<T>(half, 0);
+        std::memcpy(&halves[n][8 * part], reinterpret_cast<const void*>(place), 16);
       }
     }
-    for (int i = 0; i < 32; ++i) {
-      for (int e = 0; e < kCount; ++e) {
-        const int row = i / 4 + 8 * (e % 4 / 2), column = e / 4 * 8 + 2 * (i % 4) + e % 2;
-        double sum = all[i]->d[e];
-        for (int k = 0; k < 16; ++k) sum += wide_a[row][k] * wide_b[column][k];
-        all[i]->d[e] = static_cast<float>(sum);
-      }
-    }
+    emulator::multiply_halves(T == DType::bf16, lanes, halves[0], kN);
   });
 }
 
