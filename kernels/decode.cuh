@@ -82,9 +82,10 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   };
   // x is the longest to wait for, unless the kernel before is to write it yet.
   if (!args.programmatic) start_x(0);
-  const BlockRuns<kGeneral> runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
-  WeightStream<WBits, C, BlockRuns<kGeneral>, 1> weights(args, storage.ring[warp], lane, runs);
-  ParameterStream<WBits, T, kTiles, kGeneral> parameters(args, runs, lane / 4 * 8);
+  using Runs = BlockRuns<kGeneral, !kGeneral && WBits >= 4>;  // with fewer bits registers end
+  const Runs runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
+  WeightStream<WBits, C, Runs, 1> weights(args, storage.ring[warp], lane, runs);
+  ParameterStream<WBits, T, kTiles, kGeneral, Runs> parameters(args, runs, lane / 4 * 8);
   ptx::griddepcontrol_launch_dependents();
   if (args.programmatic) start_x(0);
 

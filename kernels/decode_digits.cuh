@@ -42,11 +42,14 @@ struct DigitShape {
   static constexpr std::uint32_t ones(int product) {
     return 0x01010101u << (WBits * (product % kBlockProducts));
   }
+  /// The sum of what the codes of a whole word are multiples of.
+  static constexpr std::uint32_t kAllOnes = 0xffffffffu / ((1u << WBits) - 1);
 };
 
 /// The digits of a CTA's slice of x in shared memory: [row][digit] rows of bytes, digit_pitch
 /// apart, bytes in the order in which products take columns.
-template <int WBits, DType T>
+/// kWholeWords: as in DigitMultiplier.
+template <int WBits, DType T, bool kWholeWords>
 class DigitSlice {
  public:
   using Shape = DigitShape<WBits>;
@@ -74,8 +77,13 @@ class DigitSlice {
       const float by = fixed.first(WBits * position), then = fixed.second(WBits * position);
       // Digits are signed: -128 ... 127. A carry of 128 to the next makes them so.
       constexpr int kCarries = 0x00808080;
+      const int last = position == kProducts - 1 ? 0 : -1;
       const auto number = [&](float value) {
-        return static_cast<std::uint32_t>(FixedPoint<T>::round(value, by, then) + kCarries);
+        int n = FixedPoint<T>::round(value, by, then);
+        if constexpr (kWholeWords) {
+          n += last * __shfl_sync(0xffffffffu, n, lane | (8 * (kProducts - 1)));
+        }
+        return static_cast<std::uint32_t>(n + kCarries);
       };
       const std::uint32_t n0 = number(low.x), n1 = number(high.x), n2 = number(low.y),
                           n3 = number(high.y);
@@ -143,7 +151,9 @@ class DigitSums {
         a[t][e] = WBits == 8 ? word_of(words[t], e) : word_of(words[t], e) & mask;
       }
     }
-    const std::uint32_t ones[4] = {one, one, one, one};
+    std::uint32_t ones[4] = {one, 0, one, 0};
+    asm(""
+        : "=r"(ones[1]), "=r"(ones[3]));  // anything: of the lower eight rows, which nobody reads
     ptx::mma_m16n8k32_u8s8(sum_of_x_, ones, b0, b1, sum_of_x_);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) ptx::mma_m16n8k32_u8s8(sums_[t], a[t], b0, b1, sums_[t]);
@@ -198,6 +208,10 @@ class DigitMultiplier {
   static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnd == Shape::kUnitProducts));
   static_assert(!kWhole || WBits < 8);
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
+  /// The last product of a block takes its words as they are. What they hold beside its own codes
+  /// meets the numbers of these, which are taken off the others' instead.
+  static constexpr bool kWholeWords =
+      Shape::kBlockProducts == 4 && kEnd % Shape::kBlockProducts == 0;  // 2 bits (bench/NOTES.md)
 
   __device__ __forceinline__ DigitMultiplier(const ForwardArguments& args, unsigned char* slice,
                                              int lane)
@@ -221,7 +235,7 @@ class DigitMultiplier {
                                            int units, Sums& sums) const {
     constexpr int kProducts = Shape::kBlockProducts;  // 1: two blocks a pair; 2: one
     constexpr int kPairs = Shape::kUnitProducts / 2;
-    constexpr int kUnroll = kWhole && kProducts > 2 ? kPairs : 1;
+    constexpr int kUnroll = kWhole ? kPairs : 1;
     const std::uint32_t mask = !halves_ ? 0xffffffffu : lane_ < 16 ? 0x00ff00ffu : 0xff00ff00u;
     const unsigned char* pair = digits_.of_lane(lane_, 1 << args_.slots_shift) + first;
 #pragma unroll 1
@@ -247,12 +261,14 @@ class DigitMultiplier {
           constexpr int kShift = kProducts == 1 ? 0 : WBits * kHalf;
           if constexpr (kProducts == 1) weights.take(words);
           if constexpr (kEnd == 1) sums.clear();
-          sums.multiply(words, code << kShift, one << kShift, b[2 * kHalf] & mask,
+          const bool whole = kWholeWords && kHalf == 1 && (2 * i + 2) % kProducts == 0;
+          sums.multiply(words, whole ? 0xffffffffu : code << kShift,
+                        whole ? Shape::kAllOnes : one << kShift, b[2 * kHalf] & mask,
                         b[2 * kHalf + 1] & mask);
           if constexpr (kProducts == 1) weights.refill();
           if constexpr (kEnd == 1) sums.end(args_, parameters);
         });
-        if constexpr (kProducts == 2) weights.refill();
+        if constexpr (kProducts == 2) weights.refill(i);
         if constexpr (kProducts > 2) code <<= 2 * WBits, one <<= 2 * WBits;
         if constexpr (kEnd == 2) sums.end(args_, parameters);
       }
@@ -263,7 +279,7 @@ class DigitMultiplier {
 
  private:
   const ForwardArguments& args_;
-  DigitSlice<WBits, T> digits_;
+  DigitSlice<WBits, T, kWholeWords> digits_;
   int lane_;
   bool halves_;
 };

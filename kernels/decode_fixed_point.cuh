@@ -73,9 +73,11 @@ __device__ __forceinline__ std::uint32_t largest_magnitude(const unsigned char* 
 /// A warp's part of K in each of its columns of 64 channels; in units.
 class UnitRuns {
  public:
+  static constexpr bool kEvenly = true;  // as in BlockRuns
   __device__ __forceinline__ UnitRuns(int begin, int end, int column, int stride, int columns)
       : begin_(begin), end_(end), column_(column), stride_(stride), columns_(columns) {}
   __device__ __forceinline__ int column() const { return column_; }
+  __device__ __forceinline__ int stride() const { return stride_; }
   __device__ __forceinline__ int begin() const { return begin_; }
   __device__ __forceinline__ int end() const { return end_; }
   __device__ __forceinline__ bool empty() const { return column_ >= columns_ || begin_ == end_; }
@@ -181,12 +183,16 @@ class ParameterRing {
    public:
     __device__ __forceinline__ Copier(const ForwardArguments& args, unsigned char* ring,
                                       const UnitRuns& runs, int lane)
-        : args_(args), to_(ring + 16 * lane), runs_(runs), lane_(lane) {
-      begin_run();
+        : args_(args), to_(ring + 16 * lane), runs_(runs), lane_(lane), unit_(runs.begin()) {
+      const auto channels = static_cast<std::uint64_t>(runs.column()) * 64;
+      from_ = is_scale() ? reinterpret_cast<const unsigned char*>(args.scales + channels)
+                         : static_cast<const unsigned char*>(args.zeros) + channels - kScaleBytes;
+      from_ += 16 * place();
+      column_stride_ = runs.stride() * 64 * (is_scale() ? 2 : 1);
     }
+    __device__ __forceinline__ void begin() const { __syncwarp(); }  // what was there has been read
     /// Starts the next unit's.
     __device__ __forceinline__ void copy() {
-      __syncwarp();  // what was there has been read
       if (lane_ < kSlotBytes / 16) {
         const auto group =
             static_cast<unsigned>((unit_ * kUnitK + sum() * 128) >> args_.group_shift);
@@ -195,27 +201,20 @@ class ParameterRing {
         ptx::cp_async_16(to_ + slot_, from_ + std::uint64_t{group} * stride);
       }
       slot_ = slot_ == kBytes - kSlotBytes ? 0 : slot_ + kSlotBytes;
-      if (++unit_ == runs_.end()) {
-        runs_.next();
-        begin_run();
-      }
+      const bool turns = ++unit_ == runs_.end();
+      if (turns) from_ += column_stride_;
+      if (turns) unit_ = runs_.begin();
     }
 
    private:
     __device__ __forceinline__ int sum() const { return kSums == 1 ? 0 : lane_ / (kSumBytes / 16); }
     __device__ __forceinline__ int place() const { return lane_ - sum() * (kSumBytes / 16); }
     __device__ __forceinline__ bool is_scale() const { return place() < kScaleBytes / 16; }
-    __device__ __forceinline__ void begin_run() {
-      unit_ = runs_.begin();
-      const auto channels = static_cast<std::uint64_t>(runs_.column()) * 64;
-      from_ = is_scale() ? reinterpret_cast<const unsigned char*>(args_.scales + channels)
-                         : static_cast<const unsigned char*>(args_.zeros) + channels - kScaleBytes;
-      from_ += 16 * place();
-    }
     const ForwardArguments& args_;
     unsigned char* to_;
     UnitRuns runs_;
     int lane_, unit_, slot_ = 0;
+    int column_stride_;  // bytes from column to column
     const unsigned char* from_;
   };
 

@@ -21,16 +21,20 @@ struct DecodeStorage {
 };
 
 /// What a warp works through: of each of its columns of kWarpN channels, its part of each chunk of
-/// K. kChunked: there may be more than one chunk.
-template <bool kChunked>
+/// K. kChunked: there may be more than one chunk. kEvenly_: all runs have one length, columns are
+/// `stride` apart, and there are registers to make use of that.
+template <bool kChunked, bool kEvenly_>
 class BlockRuns {
  public:
+  static constexpr bool kEvenly = kEvenly_;
+  static_assert(!kChunked || !kEvenly);
   __device__ __forceinline__ BlockRuns(const KSplit& split, int warp_k, int column, int stride,
                                        int columns)
       : split_(split), warp_k_(warp_k), stride_(stride), columns_(columns), column_(column) {}
 
   /// The run's, if it is not empty. A first run that is empty is followed by empty ones only.
   __device__ __forceinline__ int column() const { return column_; }
+  __device__ __forceinline__ int stride() const { return stride_; }
   __device__ __forceinline__ int begin() const { return split_.part_begin(chunk_, warp_k_); }
   __device__ __forceinline__ int end() const { return split_.part_begin(chunk_, warp_k_ + 1); }
   __device__ __forceinline__ bool empty() const { return column_ >= columns_ || begin() == end(); }

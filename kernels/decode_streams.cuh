@@ -32,6 +32,7 @@ __device__ __forceinline__ void load_words(std::uint32_t* words, const void* fro
 
 /// What comes with a unit's weights: nothing.
 struct NoCompanion {
+  __device__ __forceinline__ void begin() const {}
   __device__ __forceinline__ void copy() const {}
 };
 
@@ -49,8 +50,14 @@ class WeightStream {
                                           const Runs& runs, Companion companion = {})
       : args_(args), runs_(runs), ring_(&ring[0][0][lane]), companion_(companion) {
     begin_run();
+    if constexpr (kEvenly) {
+      run_blocks_ = left_;
+      gap_blocks_ =
+          runs.stride() * static_cast<int>(static_cast<unsigned>(args.k_padded) / Layout::kBlockK) -
+          run_blocks_;
+    }
 #pragma unroll 1
-    for (int i = 0; i < C.stages; ++i) refill();
+    for (int i = 0; i < C.stages; ++i) copy(i % kUnitBlocks == 0);
   }
   /// Waits for the oldest block in flight.
   __device__ __forceinline__ void take(uint4 (&words)[kTiles]) const {
@@ -58,27 +65,43 @@ class WeightStream {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) words[t] = ring_[slot_ + 32 * t];
   }
-  /// Starts the next copy, into the place of the block that was taken.
-  __device__ __forceinline__ void refill() {
-    if (left_ > 0) {
-      if (kUnitBlocks == 1 || left_ % kUnitBlocks == 0) companion_.copy();
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) ptx::cp_async_16(ring_ + slot_ + 32 * t, source_ + 32 * t);
-      source_ += kBlockWords;
-      if (--left_ == 0) {
-        runs_.next();
-        begin_run();
-      }
-    }
-    ptx::cp_async_commit_group();
-    slot_ = slot_ == (C.stages - 1) * 32 * kTiles ? 0 : slot_ + 32 * kTiles;
+  /// Starts the next copy, into the place of the block that was taken: `block` of its unit.
+  __device__ __forceinline__ void refill(int block = 0) {
+    copy((block + C.stages) % kUnitBlocks == 0);
   }
 
  private:
+  static constexpr unsigned kPerBlock = Layout::kBlockN / DecodeStorage<C>::kWarpN;
+  static constexpr bool kEvenly = Runs::kEvenly && kPerBlock == 1;
+
+  __device__ __forceinline__ void copy(bool begins_unit) {
+    if (begins_unit) companion_.begin();
+    if (left_ > 0) {
+      if (begins_unit) companion_.copy();
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) ptx::cp_async_16(ring_ + slot_ + 32 * t, source_ + 32 * t);
+      if constexpr (!kEvenly) {
+        source_ += kBlockWords;
+        if (--left_ == 0) {
+          runs_.next();
+          begin_run();
+        }
+      }
+    }
+    ptx::cp_async_commit_group();
+    if constexpr (kEvenly) {
+      // Without a branch: code that a loop jumps over has to be fetched, too.
+      source_ += kBlockWords;
+      const bool turns = --left_ == 0;
+      if (turns) source_ += std::int64_t{gap_blocks_} * kBlockWords;
+      if (turns) runs_.next();
+      if (turns && !runs_.empty()) left_ = run_blocks_;
+    }
+    slot_ = slot_ == (C.stages - 1) * 32 * kTiles ? 0 : slot_ + 32 * kTiles;
+  }
   __device__ __forceinline__ void begin_run() {
     left_ = runs_.empty() ? 0 : (runs_.end() - runs_.begin()) * kUnitBlocks;
     if (left_ == 0) return;
-    constexpr unsigned kPerBlock = Layout::kBlockN / DecodeStorage<C>::kWarpN;
     const auto column = static_cast<unsigned>(runs_.column());
     const std::int64_t block = static_cast<std::int64_t>(column / kPerBlock) *
                                    (static_cast<unsigned>(args_.k_padded) / Layout::kBlockK) +
@@ -89,7 +112,8 @@ class WeightStream {
   const ForwardArguments& args_;
   Runs runs_;
   const uint4* source_;
-  int left_, slot_ = 0;
+  int left_, slot_ = 0;          // left_: of the run, to be asked for; below 0 behind the last
+  int run_blocks_, gap_blocks_;  // kEvenly: of a run, and from its end to the next one's beginning
   uint4* ring_;
   [[no_unique_address]] Companion companion_;
 };
@@ -173,14 +197,14 @@ struct LaneParameters {
 };
 
 /// A lane's way through the parameters of the groups that it meets, one group ahead.
-template <int WBits, DType T, int kTiles, bool kGeneral>
+template <int WBits, DType T, int kTiles, bool kGeneral, class Runs>
 class ParameterStream {
  public:
   using Parameters = LaneParameters<WBits, T, kTiles, kGeneral>;
 
   /// position: of the lane's channels within its column (parameter_position).
-  __device__ __forceinline__ ParameterStream(const ForwardArguments& args,
-                                             const BlockRuns<kGeneral>& runs, int position)
+  __device__ __forceinline__ ParameterStream(const ForwardArguments& args, const Runs& runs,
+                                             int position)
       : args_(args), runs_(runs), position_(position) {
     begin_run();
     advance();
@@ -215,7 +239,7 @@ class ParameterStream {
                channels;
   }
   const ForwardArguments& args_;
-  BlockRuns<kGeneral> runs_;
+  Runs runs_;
   int position_, left_;
   std::uint32_t at_, zero_at_;  // elements; a layer's are fewer than 2^32
   Parameters ahead_;

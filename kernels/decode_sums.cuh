@@ -52,8 +52,7 @@ class DecodeAccumulator {
  public:
   using Codes = RawCodes<WBits, T>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kTilesM = C.tile_m / 8;
-  using Stream = ParameterStream<WBits, T, kTiles, kGeneral>;
-  using Parameters = typename Stream::Parameters;
+  using Parameters = LaneParameters<WBits, T, kTiles, kGeneral>;
   /// Integer zeros are subtracted from the codes, exactly, where sums of q x and of z x can be
   /// large against their difference (8 bits), or where products with ones would cost more (many
   /// rows). Otherwise zeros take sums of x.
@@ -147,6 +146,7 @@ class DecodeAccumulator {
     }
   }
 
+  template <class Stream>
   __device__ __forceinline__ void begin_group(Stream& parameters) {
 #pragma unroll
     for (int m = 0; m < kTilesM; ++m) {
@@ -171,6 +171,7 @@ class DecodeAccumulator {
   }
 
   /// Adds the group's sums, scaled, to the total.
+  template <class Stream>
   __device__ __forceinline__ void end_group(const ForwardArguments& args, Stream& parameters) {
     const Parameters& own = kSubtracts ? parameters_ : parameters.ahead();
     float x_sum[kTilesM][2];  // in the total's unit
