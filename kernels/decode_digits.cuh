@@ -3,7 +3,7 @@
 // operand A, x as four signed digits to the base of 256 as four columns of operand B.
 //
 //   codes    a masked word is four codes, each times 2^(WBits * position in its byte): one LOP3 for
-//            four weights, none at 8 bits
+//            four weights, none at 8 bits, nor in every fourth product of 2 bits (kWholeWords)
 //   x        of a warp's part of K as fixed-point numbers of 31 bits, in proportion to the largest;
 //            columns that meet codes at a higher position are so much smaller. At least 24 bits
 //            below the largest remain
@@ -77,11 +77,11 @@ class DigitSlice {
       const float by = fixed.first(WBits * position), then = fixed.second(WBits * position);
       // Digits are signed: -128 ... 127. A carry of 128 to the next makes them so.
       constexpr int kCarries = 0x00808080;
-      const int last = position == kProducts - 1 ? 0 : -1;
+      const int takes_off = position == kProducts - 1 ? 0 : -1;
       const auto number = [&](float value) {
         int n = FixedPoint<T>::round(value, by, then);
-        if constexpr (kWholeWords) {
-          n += last * __shfl_sync(0xffffffffu, n, lane | (8 * (kProducts - 1)));
+        if constexpr (kWholeWords) {  // the last product's, of the same words
+          n += takes_off * __shfl_sync(0xffffffffu, n, lane | (8 * (kProducts - 1)));
         }
         return static_cast<std::uint32_t>(n + kCarries);
       };
@@ -151,9 +151,8 @@ class DigitSums {
         a[t][e] = WBits == 8 ? word_of(words[t], e) : word_of(words[t], e) & mask;
       }
     }
-    std::uint32_t ones[4] = {one, 0, one, 0};
-    asm(""
-        : "=r"(ones[1]), "=r"(ones[3]));  // anything: of the lower eight rows, which nobody reads
+    // Nobody reads the sums of the lower eight rows.
+    const std::uint32_t ones[4] = {one, ptx::any_word(), one, ptx::any_word()};
     ptx::mma_m16n8k32_u8s8(sum_of_x_, ones, b0, b1, sum_of_x_);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) ptx::mma_m16n8k32_u8s8(sums_[t], a[t], b0, b1, sums_[t]);
@@ -209,9 +208,9 @@ class DigitMultiplier {
   static_assert(!kWhole || WBits < 8);
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
   /// The last product of a block takes its words as they are. What they hold beside its own codes
-  /// meets the numbers of these, which are taken off the others' instead.
-  static constexpr bool kWholeWords =
-      Shape::kBlockProducts == 4 && kEnd % Shape::kBlockProducts == 0;  // 2 bits (bench/NOTES.md)
+  /// meets the numbers of these, which are taken off the others' instead. With 2 bits only
+  /// (bench/NOTES.md).
+  static constexpr bool kWholeWords = WBits == 2 && kEnd % Shape::kBlockProducts == 0;
 
   __device__ __forceinline__ DigitMultiplier(const ForwardArguments& args, unsigned char* slice,
                                              int lane)

@@ -26,6 +26,13 @@ __device__ __forceinline__ T* opaque(T* value) {
   return value;
 }
 
+/// Whatever a register holds, where nobody reads what comes of it.
+__device__ __forceinline__ std::uint32_t any_word() {
+  std::uint32_t word;
+  asm("" : "=r"(word));
+  return word;
+}
+
 /// a + b, which the compiler does not make a multiplication of where b is a again: two of them are
 /// one IADD3, and that has both pipes.
 __device__ __forceinline__ int add(int a, int b) {

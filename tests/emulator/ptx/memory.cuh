@@ -17,6 +17,10 @@ T opaque(T value) {
   return value;
 }
 
+inline std::uint32_t any_word() {
+  return 0xb5b5b5b5u;  // large, should somebody read it
+}
+
 inline int add(int a, int b) {
   return a + b;
 }
