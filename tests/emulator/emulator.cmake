@@ -43,6 +43,8 @@ function(mpq_emulate_cuda target)
   endif()
   set_source_files_properties(${device_code} PROPERTIES
     SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS "${options}")
+  set_source_files_properties("${here}/engine.cpp" "${here}/tensor.cpp" PROPERTIES
+    COMPILE_OPTIONS "${options};-O2")
   set_source_files_properties("${here}/products.cpp" PROPERTIES
     COMPILE_OPTIONS "${options};-O3;-fno-sanitize=all")
   file(GLOB backend CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/cuda/*.cpp")
