@@ -1,7 +1,7 @@
 #pragma once
-// Matrix products of a warp, by whichever lane comes last. They take half of an emulated kernel's
-// time, so products.cpp is optimised and not instrumented: what is here has been copied from the
-// kernels' memory before.
+// Matrix products of a warp, by whichever lane comes last. They would take half of an emulated
+// kernel's time, so products.cpp is optimised and not instrumented: operand A and the product are
+// lanes' registers, and B has been copied from the kernel's memory by code that is.
 
 #include <array>
 #include <cstdint>

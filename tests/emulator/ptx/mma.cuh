@@ -24,8 +24,9 @@ void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
     std::uint16_t halves[8][16];
     for (int i = 0; i < 32; ++i) {
       lanes[i] = {all[i]->a, all[i]->d};
-      for (int e = 0; e < 2; ++e)
+      for (int e = 0; e < 2; ++e) {
         std::memcpy(&halves[i / 4][2 * (i % 4) + 8 * e], &all[i]->b[e], 4);
+      }
     }
     emulator::multiply_halves(T == DType::bf16, lanes, halves[0], 8);
   });
@@ -44,8 +45,9 @@ inline void mma_m16n8k32_u8s8(int (&d)[4], const std::uint32_t (&a)[4], std::uin
     std::int8_t bytes[8][32];
     for (int i = 0; i < 32; ++i) {
       lanes[i] = {all[i]->a, all[i]->d};
-      for (int e = 0; e < 2; ++e)
+      for (int e = 0; e < 2; ++e) {
         std::memcpy(&bytes[i / 4][4 * (i % 4) + 16 * e], &all[i]->b[e], 4);
+      }
     }
     emulator::multiply_bytes(lanes, bytes[0]);
   });
