@@ -15,7 +15,7 @@
 //   cluster  `multicast` CTAs side by side along N share x: each fetches a part for all; times
 //            `split` slices of K, whose sums are sent through distributed shared memory to the
 //            CTA that adds them, in the order of the slices, and writes that part of y
-//   phases   warpgroups of a CTA can split K, too: every other stage each
+//   phases   warpgroups of a CTA can split K, too: every other stage each, or every fourth
 //   pairs    with few rows two CTAs of two consumers can share a multiprocessor, so that what
 //            nothing hides in one is beside the other's products
 //   grid     clusters walk over the tiles, batch tiles of a group first, so that a group's x stays
@@ -43,17 +43,23 @@
 
 namespace mpq::kernels {
 
-/// Makes the mbarriers of the rings, a slot's by each of the consumers' warps in turn: one takes 20
-/// cycles.
+/// Asks for the tensor maps and makes the mbarriers of the rings, a slot's by each of the
+/// consumers' warps in turn: one takes 20 cycles.
 template <int WBits, KernelConfig C, bool kGeneral>
-__device__ __forceinline__ void make_mbarriers(const HopperPrefillArguments& args,
-                                               HopperPrefillStorage<WBits, C, kGeneral>& storage,
-                                               int warp) {
+__device__ __forceinline__ void prepare_rings(const HopperPrefillArguments& args,
+                                              HopperPrefillStorage<WBits, C, kGeneral>& storage,
+                                              int warp) {
   using Shape = HopperPrefillShape<WBits, C>;
   using Storage = HopperPrefillStorage<WBits, C, kGeneral>;
   constexpr int kWarps = 4 * Shape::kConsumers, kEmptied = 4 * Shape::kConsumersN;
   const int receivers = Shape::kFewRows ? 1 : args.multicast;
   if (!ptx::elect_one()) return;
+  // Tensor maps, a warp each, in the order in which they are needed.
+  if (warp == 0) ptx::prefetch_tensormap(&args.weights);
+  if (warp == 1) ptx::prefetch_tensormap(&args.scales);
+  if (warp == 2) ptx::prefetch_tensormap(&args.zeros);
+  if (warp == 3) ptx::prefetch_tensormap(&args.x);
+  if (Shape::kStoresByTma && args.y_by_pieces && warp == 4) ptx::prefetch_tensormap(&args.y);
 #pragma unroll 1
   for (int slot = warp; slot < Storage::kStages; slot += kWarps) {
     ptx::mbarrier_init(&storage.x_full[slot], Shape::kOneRing && !Shape::kRaised ? 3 : 2);
@@ -137,7 +143,7 @@ __global__ void __launch_bounds__(HopperPrefillShape<WBits, kKernelTable[Row]>::
   // The same for all lanes of a warp, and known to be.
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0);
   const int warpgroup = warp / 4;
-  if (warpgroup != 0) make_mbarriers<WBits, C, kGeneral>(args, storage, warp - 4);
+  if (warpgroup != 0) prepare_rings<WBits, C, kGeneral>(args, storage, warp - 4);
   ptx::fetch_arguments<offsetof(HopperPrefillArguments, x)>(args);
   __syncwarp();
   if (warpgroup == 0) {

@@ -53,6 +53,7 @@ struct HopperPrefillLaunch {
     full.y_by_pieces = reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0 && args.n % 8 == 0 &&
                        (args.m == 1 || args.ldy % 8 == 0);
     if (status == cudaSuccess) status = encode_weights(full);
+    if (status == cudaSuccess) status = encode_parameters(full);
     if (status != cudaSuccess) return status;
 
     Launch grid = launch;
@@ -90,9 +91,29 @@ struct HopperPrefillLaunch {
     const std::int64_t m = full.forward.m;
     full.x_rows = static_cast<int>(m > kConfig.tile_m ? kConfig.tile_m / full.multicast
                                                       : round_up(ceil_div(m, full.multicast), 8));
+    full.x_by_stages = Shape::kOneRing && full.multicast == 1 && full.x_rows == kConfig.tile_m &&
+                       (m <= kConfig.tile_m || m % kConfig.tile_m == 0) &&
+                       full.forward.k % Shape::kSwizzledK == 0;
+    if (full.x_by_stages) return encode_stages_of_x(full);
     const auto last = static_cast<int>(m % kConfig.tile_m % full.x_rows);
     const cudaError_t status = encode_x(full, full.x, full.x_rows);
     return status == cudaSuccess && last != 0 ? encode_x(full, full.last_x, last) : status;
+  }
+
+  // A box of 64 columns after the other: one copy a stage.
+  static cudaError_t encode_stages_of_x(HopperPrefillArguments& full) {
+    const ForwardArguments& args = full.forward;
+    constexpr cuuint32_t kColumns = Shape::kSwizzledK;
+    const std::int64_t row = args.m == 1 ? args.k : args.ldx;
+    return encode_tensor_map<3>(full.x,
+                                {.type = CU_TENSOR_MAP_DATA_TYPE_UINT16,
+                                 .data = args.x,
+                                 .extent = {kColumns, static_cast<cuuint64_t>(args.m),
+                                            static_cast<cuuint64_t>(args.k) / kColumns},
+                                 .stride_bytes = {static_cast<cuuint64_t>(2 * row), 2 * kColumns},
+                                 .box = {kColumns, static_cast<cuuint32_t>(kConfig.tile_m),
+                                         static_cast<cuuint32_t>(Shape::kStageK) / kColumns},
+                                 .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
   }
 
   static cudaError_t encode_x(const HopperPrefillArguments& full, CUtensorMap& map, int rows) {
@@ -117,6 +138,44 @@ struct HopperPrefillLaunch {
                  .stride_bytes = {static_cast<cuuint64_t>(2 * row)},
                  .box = {Layout::kBlockN, static_cast<cuuint32_t>(rows)},
                  .swizzle = CU_TENSOR_MAP_SWIZZLE_128B});
+  }
+
+  static cudaError_t encode_parameters(HopperPrefillArguments& full) {
+    const ForwardArguments& args = full.forward;
+    const bool packed = args.statistics != nullptr, affine = args.zeros == nullptr;
+    constexpr int kChannels = Layout::kBlockN;
+    full.strip_scales = packed ? kChannels / 8 : kChannels / 4;
+    full.strip_zeros = packed   ? kChannels / kStatisticChannels
+                       : affine ? kChannels / 2
+                                : kChannels / 8 * static_cast<int>(sizeof(ZeroCode<WBits>));
+    full.zeros_are_shared = !affine && args.zeros_stride == 0;
+    const int begin = std::max(Shape::kStageK >> args.group_shift, 1);  // in a stage
+    const auto groups = static_cast<int>(
+        ceil_div(std::int64_t{args.k_padded}, std::int64_t{1} << args.group_shift));
+    full.parameter_bytes = begin * Shape::kStrips * (full.strip_scales + full.strip_zeros) * 8;
+    const void* scales = packed ? static_cast<const void*>(args.statistics) : args.scales;
+    const void* zeros = packed   ? static_cast<const void*>(args.statistic_bases)
+                        : affine ? args.affine_zeros
+                                 : args.zeros;
+    const cudaError_t status =
+        encode_parameters(full, full.scales, scales, full.strip_scales, groups, begin);
+    if (status != cudaSuccess) return status;
+    return encode_parameters(full, full.zeros, zeros, full.strip_zeros,
+                             full.zeros_are_shared ? begin : groups, begin);
+  }
+
+  // rows: of the whole; box: of a stage; strip: as HopperPrefillArguments::strip_scales.
+  static cudaError_t encode_parameters(const HopperPrefillArguments& full, CUtensorMap& map,
+                                       const void* data, int strip, int rows, int box) {
+    const auto pieces = static_cast<cuuint64_t>(full.forward.n_padded / Layout::kBlockN) *
+                        static_cast<cuuint64_t>(strip);
+    return encode_tensor_map<2>(map, {.type = CU_TENSOR_MAP_DATA_TYPE_UINT64,
+                                      .data = data,
+                                      .extent = {pieces, static_cast<cuuint64_t>(rows)},
+                                      .stride_bytes = {8 * pieces},
+                                      .box = {static_cast<cuuint32_t>(Shape::kStrips * strip),
+                                              static_cast<cuuint32_t>(box)},
+                                      .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
   }
 
   // KernelLayout as KiB: [strips][KiB of a strip][256 words].

@@ -28,14 +28,22 @@ struct HopperPrefillArguments {
   std::uint32_t split_reciprocal, tiles_m_reciprocal;  ///< times 2^31, and a little more
   int first_channel;                                   ///< of the first tile
   int x_rows;                                          ///< of a box of x
-  bool exchanges;       ///< sums of slices and phases are added up; a cluster then has one tile
-  bool followed;        ///< by a launch that computes other channels of the same y, and only
-  bool follows;         ///< begins when the kernels before this one have ended: such a launch
-  bool x_by_tma;        ///< else x's rows are not 16-byte aligned, and multicast is 1
-  bool y_by_pieces;     ///< y's rows are whole pieces of 16 bytes, aligned
-  CUtensorMap x;        ///< [m, k] halves, boxes [x_rows][64], 128-byte swizzle
-  CUtensorMap last_x;   ///< the same with boxes of the rows that are left for the last of them
-  CUtensorMap y;        ///< [m, n] halves, boxes [rows of kBoxPasses][64], 128-byte swizzle
+  int parameter_bytes;            ///< of the scales and zeros of a tile's channels and a stage
+  int strip_scales, strip_zeros;  ///< of 64 channels of a group, pieces of 8 bytes
+  bool zeros_are_shared;          ///< all groups have the same, see shared_zero_rows
+  bool exchanges;    ///< sums of slices and phases are added up; a cluster then has one tile
+  bool followed;     ///< by a launch that computes other channels of the same y, and only
+  bool follows;      ///< begins when the kernels before this one have ended: such a launch
+  bool x_by_stages;  ///< a box of x is a stage
+  bool x_by_tma;     ///< else x's rows are not 16-byte aligned, and multicast is 1
+  bool y_by_pieces;  ///< y's rows are whole pieces of 16 bytes, aligned
+  /// [m, k] halves, boxes [x_rows][64], 128-byte swizzle; or [k / 64][m][64], boxes of a stage.
+  CUtensorMap x;
+  CUtensorMap last_x;  ///< the same with boxes of the rows that are left for the last of them
+  CUtensorMap y;       ///< [m, n] halves, boxes [rows of kBoxPasses][64], 128-byte swizzle
+  /// [kernel groups][pieces of 8 bytes]; a box is what of a tile's channels begins in a stage.
+  /// Zeros may be affine; of packed statistics these are codes and bases.
+  CUtensorMap scales, zeros;
   CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
 };
 
@@ -86,7 +94,7 @@ struct HopperPrefillShape {
            step % kPartSteps * (Layout::kStepK * 2);
   }
   static constexpr int kBlocksPerChunk = kChunkK / Layout::kBlockK;
-  static_assert(Layout::kAlignK % kChunkK == 0);  // K is whole chunks
+  static_assert(Layout::kAlignK % kChunkK == 0);  // K is whole chunks, see shared_zero_rows, too
   /// A stage is a chunk, and one ring has both: fewer instructions for the consumers.
   static constexpr bool kOneRing = kStagesPerChunk == 1;
   /// A group of wgmma is this many steps, and so many groups are left in flight while the fragments
@@ -107,6 +115,8 @@ struct HopperPrefillShape {
   static constexpr int kPasses = C.tile_m / kPassRows;
   static constexpr bool kStoresByTma = !kFewRows;  // where a CTA has tile after tile
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
+  /// So many phases have units to add up and to write, in turn.
+  static constexpr int kOwners = kStrips * kPasses % kPhases == 0 ? kPhases : 1;
   static_assert(C.family == KernelFamily::prefill && C.isa == Isa::sm90a);
   // Of a thread, when the warpgroups have their roles: what the CTA was launched with, dealt anew.
   static constexpr int kLaunchRegisters = 65536 / C.ctas_per_sm / kThreads / 8 * 8;
@@ -139,9 +149,9 @@ struct HopperPrefillStorage {
     constexpr int kPerChunk = Shape::kStagesPerChunk;
     return kPerChunk == 1 ? stages : (stages + kPerChunk - 1) / kPerChunk + 1;
   }
-  /// In the order of parameter_position, like the memory that they come from. Packed statistics:
-  /// codes at the beginning of a row of scales, bases at that of a row of affine zeros.
-  struct alignas(16) Parameters {
+  /// In the order of parameter_position, like the memory that they come from. Of packed
+  /// statistics codes are in place of scales, bases in that of zeros, row after row.
+  struct alignas(128) Parameters {
     std::uint16_t scales[kParameterRows][C.tile_n];
     union {
       ZeroCode<WBits> zeros[kParameterRows][C.tile_n];
@@ -159,11 +169,13 @@ struct HopperPrefillStorage {
     return stages * static_cast<int>(sizeof(X) + sizeof(Parameters) + sizeof(XSums)) +
            weight_stages(stages) * Shape::kWeightBytes;
   }
-  /// Stages of x, and of the weights: as many as there is room for, C.stages at most.
+  /// Stages of x, and of the weights: as many as there is room for, C.stages at most. Where that is
+  /// many, x comes behind 64 KiB of weights at most.
   static constexpr int kStages = [] {
     constexpr int kForY = Shape::kStoresByTma ? 2 * kYBytes : 0;
     int stages = C.stages;
     while (ring_bytes(stages) + kForY > kRoom) --stages;
+    while (stages > 8 && stages * Shape::kWeightBytes > 64 << 10) --stages;
     return stages - stages % Shape::kPhases;  // a phase then has slots of its own
   }();
   static constexpr int kLeft = kRoom - ring_bytes(kStages);
@@ -196,8 +208,9 @@ struct HopperPrefillStorage {
   alignas(1024) YPass y[Shape::kConsumers];
   union {
     Rings rings;
-    // Of the units that this CTA adds up, from each slice: fragments, four floats a thread.
-    float4 inbox[kUnits + kMostSlices * Shape::kPhases - 1][Shape::kPassRows / 8][128];
+    // Of the units that this CTA adds up, from each slice; before that from phases. Fragments, four
+    // floats a thread.
+    float4 inbox[kUnits + kMostSlices * Shape::kOwners - 1][Shape::kPassRows / 8][128];
   };
   std::uint64_t sums_arrived;  ///< in the inbox, from the cluster
   std::uint64_t x_full[kStages], x_empty[kStages];
@@ -206,10 +219,10 @@ struct HopperPrefillStorage {
 
   /// Bytes that come into the inbox of slice `slice`.
   static __device__ __forceinline__ int inbox_bytes(const HopperPrefillArguments& args, int slice) {
-    static_assert(kUnits % Shape::kPhases == 0);
+    static_assert(kUnits % Shape::kOwners == 0);
     const int split = args.split;
-    const int units =  // of each phase every split-th
-        over_split(args, kUnits / Shape::kPhases - slice + split - 1) * Shape::kPhases;
+    const int units =  // of each owner every split-th
+        over_split(args, kUnits / Shape::kOwners - slice + split - 1) * Shape::kOwners;
     return units * (split - 1) * static_cast<int>(sizeof(float4)) * 128 * (Shape::kPassRows / 8);
   }
   __device__ __forceinline__ std::uint64_t* weights_full_of(int slot) {

@@ -31,23 +31,9 @@ class PrefillProducer {
     const int warp = __shfl_sync(0xffffffffu, thread_ / 32, 0);
     TileWalk<WBits, C> tile(args_);
     if (warp == kParametersWarp) {
-      ParameterWalk parameters(args_, tile);
-      parameters.compute();
       start<WBits, C, kParametersStart>(args_);
-      if (ptx::elect_one()) {
-        bool computed = true;
-        for_each_tile(tile, [&] {
-          if (!computed) parameters = ParameterWalk(args_, tile);
-          computed = false;
-          load_parameters(tile, parameters);
-        });
-      }
+      if (ptx::elect_one()) for_each_tile(tile, [&] { load_parameters(tile); });
       return;
-    }
-    if (warp == kFirstSumsWarp && ptx::elect_one()) {
-      ptx::prefetch_tensormap(&args_.x);
-      ptx::prefetch_tensormap(&args_.weights);
-      if (Shape::kStoresByTma && args_.y_by_pieces) ptx::prefetch_tensormap(&args_.y);
     }
     start<WBits, C, kProducerStart>(args_);
     if (warp == kFirstSumsWarp) expect_sums(tile);
@@ -134,92 +120,34 @@ class PrefillProducer {
     }
   }
 
-  // Where a parameter of all groups and channels lies.
-  struct Rows {
-    const void* data;
-    int quarters;        // bytes of four channels
-    std::int64_t pitch;  // bytes from group to group
-    __device__ __forceinline__ int bytes(int channels) const { return channels / 4 * quarters; }
-    __device__ __forceinline__ const unsigned char* at(std::int64_t group, int channel) const {
-      return static_cast<const unsigned char*>(data) + group * pitch + bytes(channel);
-    }
-  };
-  static __device__ __forceinline__ Rows rows_of_scales(const ForwardArguments& args) {
-    if (kGeneral && args.statistics != nullptr) return {args.statistics, 4, args.n_padded};
-    return {args.scales, 8, 2 * args.n_padded};
-  }
-  static __device__ __forceinline__ Rows rows_of_zeros(const ForwardArguments& args) {
-    constexpr int kZeroBytes = static_cast<int>(sizeof(ZeroCode<WBits>));
-    if (kGeneral && args.statistics != nullptr) return {args.statistic_bases, 1, args.n_padded / 4};
-    if (kGeneral && args.zeros == nullptr) return {args.affine_zeros, 16, 4 * args.n_padded};
-    return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
-  }
-
   static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
-
-  // A tile's way through the parameters, a row of each kind for a group.
-  struct ParameterWalk {
-    std::uint32_t begin, end;  // columns
-    int channels;
-    bool affine;
-    int scale_bytes, zero_bytes;  // of a row
-    const unsigned char *scales, *zeros;
-
-    __device__ __forceinline__ ParameterWalk(const HopperPrefillArguments& all,
-                                             const TileWalk<WBits, C>& tile) {
-      const ForwardArguments& args = all.forward;
-      begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
-      end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
-      channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
-      affine = kGeneral && args.zeros == nullptr;
-      const Rows of_scales = rows_of_scales(args), of_zeros = rows_of_zeros(args);
-      scale_bytes = of_scales.bytes(channels), zero_bytes = of_zeros.bytes(channels);
-      const auto group = static_cast<std::int64_t>(begin >> args.group_shift);
-      scales = of_scales.at(group, tile.n0), zeros = of_zeros.at(group, tile.n0);
-    }
-    // Here, not where it is needed.
-    __device__ __forceinline__ void compute() {
-      scales = ptx::opaque(scales), zeros = ptx::opaque(zeros);
-      scale_bytes = ptx::opaque(scale_bytes), zero_bytes = ptx::opaque(zero_bytes);
-    }
-  };
 
   // The parameters of groups that begin in a stage or, with the slice, before it; with kRaised the
   // weights, too.
-  __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile,
-                                                  ParameterWalk walk) {
-    const ForwardArguments& args = args_.forward;
-    const int shift = args.group_shift;
+  __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
+    constexpr int kWeightBytes = Shape::kRaised ? Shape::kWeightBytes : 0;
+    const int shift = args_.forward.group_shift;
     const std::uint32_t group_mask = (1u << shift) - 1u;
-    const std::int64_t scale_pitch = rows_of_scales(args).pitch,
-                       zero_pitch = rows_of_zeros(args).pitch;
+    const int bytes = kWeightBytes + args_.parameter_bytes;
+    const int strip = tile.n0 / Shape::Layout::kBlockN;
+    const int scales = strip * args_.strip_scales, zeros = strip * args_.strip_zeros;
+    const auto begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
+    const auto end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
 #pragma unroll 1
-    for (std::uint32_t k = walk.begin; k != walk.end; k += Shape::kStageK) {
+    for (std::uint32_t k = begin; k != end; k += Shape::kStageK) {
       const int slot = x_cursor_.slot;
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
       // Where consumers see but some of the stages, or ask at every one, each brings what it needs.
-      const bool begins = k == walk.begin || (k & group_mask) == 0u;
-      const bool needed = (begins || kEveryStage) && walk.channels > 0;
-      const int rows = needed ? max(Shape::kStageK >> shift, 1) : 0;
-      ptx::mbarrier_arrive_expect_tx(full, rows * (walk.scale_bytes + walk.zero_bytes) +
-                                               (Shape::kRaised ? Shape::kWeightBytes : 0));
+      const bool needed = kEveryStage || k == begin || (k & group_mask) == 0u;
+      ptx::mbarrier_arrive_expect_tx(full, needed ? bytes : kWeightBytes);
       if constexpr (Shape::kRaised) copy_chunk(tile, static_cast<int>(k / Shape::kChunkK), slot);
       if (needed) {
-        if (!begins) {
-          walk.scales -= scale_pitch, walk.zeros -= zero_pitch;
-        }
         auto& to = storage_.rings.parameters[slot];
-#pragma unroll 1
-        for (int row = 0; row < rows; ++row) {
-          ptx::cp_async_bulk(to.scales[row], walk.scales, walk.scale_bytes, full);
-          if (walk.affine) {
-            ptx::cp_async_bulk(to.affine_zeros[row], walk.zeros, walk.zero_bytes, full);
-          } else {
-            ptx::cp_async_bulk(to.zeros[row], walk.zeros, walk.zero_bytes, full);
-          }
-          walk.scales += scale_pitch, walk.zeros += zero_pitch;
-        }
+        const auto group = static_cast<int>(k >> shift);
+        ptx::cp_async_bulk_tensor_2d(to.scales, &args_.scales, scales, group, full);
+        ptx::cp_async_bulk_tensor_2d(to.zeros, &args_.zeros, zeros,
+                                     args_.zeros_are_shared ? 0 : group, full);
       }
       x_cursor_.advance();
     }
@@ -227,6 +155,16 @@ class PrefillProducer {
 
   __device__ __forceinline__ void load_x(const TileWalk<WBits, C>& tile) {
     int k = tile.chunk_begin * Shape::kChunkK;
+    if (Shape::kOneRing && args_.x_by_stages) {
+      int part = k / Shape::kSwizzledK;
+      for_each_stage(tile, [&](int slot) {
+        std::uint64_t* full = &storage_.x_full[slot];
+        ptx::mbarrier_arrive_expect_tx(full, C.tile_m * Shape::kStageK * 2);
+        ptx::cp_async_bulk_tensor_3d(storage_.rings.x[slot], &args_.x, 0, tile.m0, part, full);
+        part += Shape::kStageK / Shape::kSwizzledK;
+      });
+      return;
+    }
     // Of the tile (a grid for more rows than there are has empty ones), and of this CTA's box.
     const int rows = max(min(args_.forward.m - tile.m0, args_.multicast * args_.x_rows), 0);
     const int first = tile.member * args_.x_rows;
@@ -261,13 +199,16 @@ class PrefillProducer {
     using Raised = RaisedCodes<WBits, T>;
     constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
     const int lane = thread_ % 32;
-    // Of a k-step's columns, this lane's share of the matrix: column lane / 4.
+    // Of a product's columns of x, this lane's share of the matrix: column lane / 4. Where two
+    // steps are in a product, the next one's offsets and ones are in the third and fourth.
+    const int column = lane / 4;
     OffsetFragments constants;
 #pragma unroll
-    for (int step = 0; step < kWordSteps; ++step) {
-      constants[step] = lane < 4   ? Raised::minus_offset(step % kBody)
-                        : lane < 8 ? Raised::minus_one()
-                                   : 0;
+    for (int step = 0; step < kWordSteps; step += kProductSteps) {
+      constants[step / kProductSteps] = column / 2 >= kProductSteps ? 0
+                                        : column % 2 == 1           ? Raised::minus_one()
+                                        : column == 0 ? Raised::minus_offset(step % kBody)
+                                                      : Raised::minus_offset((step + 1) % kBody);
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < tile.chunk_count; ++chunk, x_cursor_.advance()) {
@@ -275,17 +216,60 @@ class PrefillProducer {
       // Never of a slot only some rounds: a round that is missed is as good as the next but one.
       if (slot % 2 != odd) continue;
       ptx::mbarrier_wait(&storage_.x_full[slot], x_cursor_.phase);
+      if constexpr (kProductSteps == 2) {
+        sum_eight_rows<kSumSteps>(slot, constants);
+      } else {
 #pragma unroll 1
-      for (int row = 0; row < C.tile_m; row += kProductRows) {
-        sum_rows<kSumSteps>(slot, row, constants);
+        for (int row = 0; row < C.tile_m; row += kProductRows) {
+          sum_rows<kSumSteps>(slot, row, constants);
+        }
       }
       if (lane == 0) ptx::mbarrier_arrive(&storage_.x_summed[slot]);
     }
   }
 
   static constexpr int kWordSteps = 16 / WBits;  // RaisedCodes::kSteps
-  using OffsetFragments = std::uint32_t[kWordSteps];
   static constexpr int kProductRows = std::min(C.tile_m, 16);
+  // k-steps in a product: two of eight rows lie one above the other in operand A.
+  static constexpr int kProductSteps = 16 / kProductRows;
+  using OffsetFragments = std::uint32_t[kWordSteps / kProductSteps];
+
+  // Of eight rows: operand A has a step's columns in its upper, the next one's in its lower half.
+  template <int kSumSteps>
+  __device__ __forceinline__ void sum_eight_rows(int slot, const OffsetFragments& constants) {
+    constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
+    constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
+    constexpr int kSteps = std::max(kSumSteps, 2);  // of what is added up here
+    constexpr int kSums = Shape::kStageSteps / kSteps;
+    constexpr int kChains = kSteps > 2 ? 2 : 1;
+    const int lane = thread_ % 32, row = lane % 8;  // whose piece the lane reads for ldmatrix
+    float sums[kSums][kChains][4] = {};
+#pragma unroll
+    for (int step = 0; step < Shape::kStageSteps; step += 2) {
+      const int piece = swizzled_piece(row, 2 * (step % kPartSteps + lane / 8 % 2) + lane / 16);
+      std::uint32_t x[4];
+      ptx::ldmatrix_x4(x, &storage_.rings.x[slot][step / kPartSteps][row][8 * piece]);
+      const std::uint32_t constant = constants[step % kBody % kWordSteps / 2];
+      ptx::mma_m16n8k16<T>(sums[step / kSteps][step / 2 % kChains], x, constant, constant);
+    }
+    auto* to = storage_.rings.x_sums[slot];
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      float(&s)[kChains][4] = sums[i];
+#pragma unroll
+      for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
+      // Of one step in lanes 0, 4 ..., of the next in lanes 1, 5 ....
+      if constexpr (kSumSteps == 1) {
+        if (lane % 4 == 0) to[2 * i][lane / 4] = {s[0][0], s[0][1]};
+        if (lane % 4 == 1) to[2 * i + 1][lane / 4] = {s[0][2], s[0][3]};
+      } else {
+        const float offsets = __shfl_down_sync(0xffffffffu, s[0][2], 1);
+        const float ones = __shfl_down_sync(0xffffffffu, s[0][3], 1);
+        if (lane % 4 == 0) to[i][lane / 4] = {s[0][0] + offsets, s[0][1] + ones};
+      }
+    }
+    __syncwarp();
+  }
 
   // Of rows first_row ...: two sums in turn, for each product would wait for the one before.
   template <int kSumSteps>
@@ -317,7 +301,7 @@ class PrefillProducer {
           for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
           float2* to = storage_.rings.x_sums[slot][begin / kSumSteps + i] + first_row + lane / 4;
           to[0] = {s[0][0], s[0][1]};
-          if constexpr (C.tile_m > 8) to[8] = {s[0][2], s[0][3]};
+          to[8] = {s[0][2], s[0][3]};
         }
       }
       __syncwarp();

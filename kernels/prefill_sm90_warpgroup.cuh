@@ -122,10 +122,11 @@ class PrefillWarpgroup {
     using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
     StoredParameters stored;
     if (kGeneral && args_.statistics != nullptr) {
-      const auto* codes = reinterpret_cast<const std::uint8_t*>(from.scales[row]) + at;
-      const auto* bases = reinterpret_cast<const uint2*>(from.affine_zeros[row]);
+      const int in_rows = row * C.tile_n + at;
+      const auto* codes = reinterpret_cast<const std::uint8_t*>(from.scales) + in_rows;
+      const auto* bases = reinterpret_cast<const uint2*>(from.affine_zeros);
       const auto pair = StatisticPair<T>::template of<0>(
-          *reinterpret_cast<const std::uint16_t*>(codes), bases[statistic_base_of(at)]);
+          *reinterpret_cast<const std::uint16_t*>(codes), bases[statistic_base_of(in_rows)]);
       stored.scales = pair.scale_bits();
       stored.affine = pair.affine();
     } else {
@@ -182,10 +183,10 @@ class PrefillWarpgroup {
 
   // Who adds it up and writes it: which phase of which slice.
   __device__ __forceinline__ int phase_of(int t, int pass) const {
-    return unit_of(t, pass) % Shape::kPhases;
+    return unit_of(t, pass) % Shape::kOwners;
   }
   __device__ __forceinline__ int slice_of(int t, int pass) const {
-    const int turn = unit_of(t, pass) / Shape::kPhases;
+    const int turn = unit_of(t, pass) / Shape::kOwners;
     return turn - over_split(cluster_, turn) * cluster_.split;
   }
   __device__ __forceinline__ bool owns(int t, int pass) const {
@@ -196,7 +197,7 @@ class PrefillWarpgroup {
   __device__ __forceinline__ auto* inbox_of(int t, int pass) const {
     const int unit = unit_of(t, pass);
     const int place =
-        over_split(cluster_, unit / Shape::kPhases) * Shape::kPhases + unit % Shape::kPhases;
+        over_split(cluster_, unit / Shape::kOwners) * Shape::kOwners + unit % Shape::kOwners;
     return &storage_.inbox[place * cluster_.split];
   }
 
@@ -204,27 +205,36 @@ class PrefillWarpgroup {
     return &sums_[t][4 * (pass * kPassFragments + fragment)];
   }
 
-  // The other phase's sums of this phase's units, by way of shared memory.
+  // The other phases' sums of this phase's units, by way of shared memory, in their order.
   __device__ __forceinline__ void add_phases(int thread) {
-    static_assert(Shape::kPhases <= 2);
+    constexpr int kOthers = Shape::kPhases - 1;
+    static_assert(Storage::kUnits * kOthers <= std::extent_v<decltype(storage_.inbox)>);
+    const auto others_of = [&](int t, int pass) {
+      return &storage_.inbox[unit_of(t, pass) * kOthers];
+    };
     // The rings have been read.
     ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
     for_each_unit([&](int t, int pass) {
-      if (phase_of(t, pass) == phase_) return;
+      const int owner = phase_of(t, pass);
+      if (owner == phase_) return;
+      auto& to = others_of(t, pass)[phase_ < owner ? phase_ : phase_ - 1];
 #pragma unroll
       for (int i = 0; i < kPassFragments; ++i) {
         const float* d = sums_of(t, pass, i);
-        storage_.inbox[unit_of(t, pass)][i][thread] = make_float4(d[0], d[1], d[2], d[3]);
+        to[i][thread] = make_float4(d[0], d[1], d[2], d[3]);
       }
     });
     ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
     for_each_unit([&](int t, int pass) {
       if (phase_of(t, pass) != phase_) return;
 #pragma unroll
-      for (int i = 0; i < kPassFragments; ++i) {
-        float* d = sums_of(t, pass, i);
-        const float4 other = storage_.inbox[unit_of(t, pass)][i][thread];
-        d[0] += other.x, d[1] += other.y, d[2] += other.z, d[3] += other.w;
+      for (int j = 0; j < kOthers; ++j) {
+#pragma unroll
+        for (int i = 0; i < kPassFragments; ++i) {
+          float* d = sums_of(t, pass, i);
+          const float4 other = others_of(t, pass)[j][i][thread];
+          d[0] += other.x, d[1] += other.y, d[2] += other.z, d[3] += other.w;
+        }
       }
     });
   }

@@ -79,6 +79,13 @@ inline constexpr std::array kKernelTable{
                  .ctas_per_sm = 2},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 8,
+                 .warps_n = 4,
+                 .warps_k = 4,
+                 .stages = 12},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
                  .tile_n = 256,
                  .tile_m = 8,
                  .warps_n = 8,
@@ -110,6 +117,13 @@ inline constexpr std::array kKernelTable{
                  .warps_n = 8,
                  .stages = 8,
                  .ctas_per_sm = 2},
+    KernelConfig{.family = KernelFamily::prefill,
+                 .isa = Isa::sm90a,
+                 .tile_n = 128,
+                 .tile_m = 16,
+                 .warps_n = 4,
+                 .warps_k = 4,
+                 .stages = 12},
     KernelConfig{.family = KernelFamily::prefill,
                  .isa = Isa::sm90a,
                  .tile_n = 384,
@@ -316,13 +330,13 @@ constexpr bool has_several_strips(const KernelConfig& config) noexcept {
   return config.tile_n > 16 * config.warps_n;
 }
 /// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 64 rows
-/// those of 8 rows are for raised codes only, and those whose warpgroups split K for all others; 8
-/// bits, where memory is the limit, gain nothing from more than 128 channels up to 32 rows
-/// (bench/NOTES.md).
+/// those of 8 rows are for raised codes only, and so are those with four phases along K; of 16 rows
+/// those with two are for 8 bits, which gain nothing from more than 128 channels up to 32 rows,
+/// since memory is the limit (bench/NOTES.md).
 constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
   if (config.isa != Isa::sm90a || config.tile_m > 64) return true;
-  if (bits == 8) return config.tile_m == 64 || (config.tile_m > 8 && config.tile_n == 128);
-  return config.tile_m > 16 || config.warps_k == 1;
+  if (bits < 8) return config.tile_m > 16 || config.warps_k != 2;
+  return config.tile_m == 64 || (config.tile_m > 8 && config.tile_n == 128 && config.warps_k != 4);
 }
 /// Whether a kernel runs on a device.
 constexpr bool is_available(const KernelConfig& config, int bits,
@@ -363,6 +377,12 @@ constexpr bool has_long_stages(const KernelConfig& config) noexcept {
 /// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.
 constexpr int prefill_chunk_k(const KernelConfig& config, int bits) noexcept {
   return has_long_stages(config) ? layout_align_k(bits) : std::max(64, layout_block_k(bits));
+}
+
+/// Rows of zeros on a device where all groups have the same: as many as there are groups in a stage
+/// of a prefill kernel.
+constexpr std::int64_t shared_zero_rows(int bits, std::int64_t group_columns) noexcept {
+  return std::max<std::int64_t>(layout_align_k(bits) / group_columns, 1);
 }
 
 /// What is to be computed: y [m, n] = x [m, k] w^T.

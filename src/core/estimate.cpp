@@ -69,9 +69,28 @@ constexpr FewRowCosts kRaising{.in_phases = 1,
                                .pair_split_squared = 8.73,
                                .idle = 0.5,
                                .read_bytes_per_cycle = 15.8};
+// The same in four phases.
+constexpr FewRowCosts kRaisingInPhases{.in_phases = 0.75,
+                                       .exposed = 1.68,
+                                       .tile = 4512,
+                                       .tile_per_channel = 0,
+                                       .split = 637,
+                                       .split_squared = 9.3,
+                                       .alone = 0,
+                                       .alone_tensor = 0,
+                                       .alone_read = 0,
+                                       .crowded = 0,
+                                       .pair_tile = 0,
+                                       .pair_shared = 0,
+                                       .pair_split = 0,
+                                       .pair_split_squared = 0,
+                                       .idle = 0,
+                                       .read_bytes_per_cycle = 19};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
-  if (multiplies_raised_codes(config, problem.bits)) return kRaising;
+  if (multiplies_raised_codes(config, problem.bits)) {
+    return config.warps_k > 1 ? kRaisingInPhases : kRaising;
+  }
   return problem.bits == 8 ? kRoundingBytes : kRounding;
 }
 

@@ -86,7 +86,7 @@ class CudaBackend final : public Backend {
 
  private:
   // As loaded: WeightsData's shapes. Prepared: KernelLayout, [kernel groups, n_padded]; integer
-  // zeros are then ZeroCodes, in zeros or narrow_zeros, one row of them where there were none.
+  // zeros are then ZeroCodes, in zeros or narrow_zeros, shared_zero_rows() where there were none.
   struct Parameters {
     DeviceArray<std::uint32_t> qweight;
     DeviceArray<std::uint16_t> scales, zeros;
@@ -286,7 +286,9 @@ void CudaBackend::check_values() const {
 std::size_t CudaBackend::prepare_bytes() const {
   const bool affine = zero_kind_ == ZeroKind::affine;
   const std::int64_t statistics = order_.kernel_groups() * n_padded();
-  const std::int64_t zero_rows = zero_kind_ == ZeroKind::integer ? order_.kernel_groups() : 1;
+  const std::int64_t zero_rows = zero_kind_ == ZeroKind::integer
+                                     ? order_.kernel_groups()
+                                     : shared_zero_rows(bits_, order_.group_columns);
   std::int64_t bytes = order_.k_padded * bits_ / 8 * n_padded() + 2 * statistics +
                        (affine ? 4 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
                        4 * (order_.k_padded + order_.kernel_groups()) +
@@ -332,17 +334,18 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   spread(parameters_.scales, ready.scales);
   spread(parameters_.affine_zeros, ready.affine_zeros);
   const auto middle = static_cast<std::uint16_t>(1u << (bits_ - 1));
-  const auto columns = static_cast<std::size_t>(n_padded());
+  const std::int64_t zero_rows = shared_zero_rows(bits_, order_.group_columns);
+  const auto count = static_cast<std::size_t>(zero_rows * n_padded());
   if (bits_ < 8) {
     spread(parameters_.zeros, ready.narrow_zeros);
     if (zero_kind_ == ZeroKind::none) {
-      const std::vector row(columns, static_cast<std::uint8_t>(middle));
-      ready.narrow_zeros = upload(device_, row, 1, n_padded(), stream);
+      const std::vector same(count, static_cast<std::uint8_t>(middle));
+      ready.narrow_zeros = upload(device_, same, zero_rows, n_padded(), stream);
     }
   } else {
     spread(parameters_.zeros, ready.zeros);
     if (zero_kind_ == ZeroKind::none) {
-      ready.zeros = upload(device_, std::vector(columns, middle), 1, n_padded(), stream);
+      ready.zeros = upload(device_, std::vector(count, middle), zero_rows, n_padded(), stream);
     }
   }
   // Codes depend on zeros there (is_stored_complemented).

@@ -67,7 +67,9 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
                       CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   Tensor tensor{};
   tensor.data = static_cast<unsigned char*>(data);
-  tensor.element_bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT16 ? 2 : 4;
+  tensor.element_bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT16   ? 2
+                         : type == CU_TENSOR_MAP_DATA_TYPE_UINT64 ? 8
+                                                                  : 4;
   tensor.swizzle_128 = swizzle == CU_TENSOR_MAP_SWIZZLE_128B;
   if (rank < 2 || rank > 3 || reinterpret_cast<std::uintptr_t>(data) % 16 != 0) {
     return CUDA_ERROR_INVALID_VALUE;
@@ -82,6 +84,9 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
         (i > 0 && tensor.stride[i] % 16 != 0)) {
       return CUDA_ERROR_INVALID_VALUE;
     }
+  }
+  if (tensor.box[0] * static_cast<unsigned>(tensor.element_bytes) % 16 != 0) {
+    return CUDA_ERROR_INVALID_VALUE;
   }
   if (tensor.swizzle_128 && tensor.box[0] * static_cast<unsigned>(tensor.element_bytes) > 128) {
     return CUDA_ERROR_INVALID_VALUE;
