@@ -70,12 +70,12 @@ constexpr FewRowCosts kRaising{.in_phases = 1,
                                .idle = 0.5,
                                .read_bytes_per_cycle = 15.8};
 // The same in four phases.
-constexpr FewRowCosts kRaisingInPhases{.in_phases = 0.75,
-                                       .exposed = 1.68,
-                                       .tile = 4512,
+constexpr FewRowCosts kRaisingInPhases{.in_phases = 0.706,
+                                       .exposed = 1.905,
+                                       .tile = 4498,
                                        .tile_per_channel = 0,
-                                       .split = 637,
-                                       .split_squared = 9.3,
+                                       .split = 575,
+                                       .split_squared = 6.33,
                                        .alone = 0,
                                        .alone_tensor = 0,
                                        .alone_read = 0,
@@ -85,7 +85,7 @@ constexpr FewRowCosts kRaisingInPhases{.in_phases = 0.75,
                                        .pair_split = 0,
                                        .pair_split_squared = 0,
                                        .idle = 0,
-                                       .read_bytes_per_cycle = 19};
+                                       .read_bytes_per_cycle = 16.9};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {
   if (multiplies_raised_codes(config, problem.bits)) {

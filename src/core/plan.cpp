@@ -32,7 +32,8 @@ constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the 
 double prefill_factor(const Problem& problem, bool chained) {
   if (problem.bits == 8) return 1.05;
   if (chained) return 0.94;
-  return problem.gathers ? 1 : problem.bits == 4 ? 1.05 : 1.06;
+  if (problem.gathers) return 1;
+  return problem.bits != 4 ? 1.06 : problem.m <= 2 ? 1.15 : 1.05;
 }
 
 std::int64_t ctas(const KernelConfig& config, const Problem& problem) {
