@@ -56,8 +56,8 @@ __device__ __forceinline__ void prepare_rings(const HopperPrefillArguments& args
   if (!ptx::elect_one()) return;
   // Tensor maps, a warp each, in the order in which they are needed.
   if (warp == 0) ptx::prefetch_tensormap(&args.weights);
-  if (warp == 1) ptx::prefetch_tensormap(&args.scales);
-  if (warp == 2) ptx::prefetch_tensormap(&args.zeros);
+  if (Shape::kParameterBoxes && warp == 1) ptx::prefetch_tensormap(&args.scales);
+  if (Shape::kParameterBoxes && warp == 2) ptx::prefetch_tensormap(&args.zeros);
   if (warp == 3) ptx::prefetch_tensormap(&args.x);
   if (Shape::kStoresByTma && args.y_by_pieces && warp == 4) ptx::prefetch_tensormap(&args.y);
 #pragma unroll 1

@@ -53,7 +53,7 @@ struct HopperPrefillLaunch {
     full.y_by_pieces = reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0 && args.n % 8 == 0 &&
                        (args.m == 1 || args.ldy % 8 == 0);
     if (status == cudaSuccess) status = encode_weights(full);
-    if (status == cudaSuccess) status = encode_parameters(full);
+    if (Shape::kParameterBoxes && status == cudaSuccess) status = encode_parameters(full);
     if (status != cudaSuccess) return status;
 
     Launch grid = launch;

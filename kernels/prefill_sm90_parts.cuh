@@ -41,8 +41,8 @@ struct HopperPrefillArguments {
   CUtensorMap x;
   CUtensorMap last_x;  ///< the same with boxes of the rows that are left for the last of them
   CUtensorMap y;       ///< [m, n] halves, boxes [rows of kBoxPasses][64], 128-byte swizzle
-  /// [kernel groups][pieces of 8 bytes]; a box is what of a tile's channels begins in a stage.
-  /// Zeros may be affine; of packed statistics these are codes and bases.
+  /// Where kParameterBoxes: [kernel groups][pieces of 8 bytes]; a box is what of a tile's channels
+  /// begins in a stage. Zeros may be affine; of packed statistics these are codes and bases.
   CUtensorMap scales, zeros;
   CUtensorMap weights;  ///< [strips of 64 channels][KiB along K][256] words, a tile's chunk a box
 };
@@ -113,6 +113,9 @@ struct HopperPrefillShape {
   // Batch rows that a consumer writes at once.
   static constexpr int kPassRows = kFewRows ? std::min(C.tile_m, 16) : 32;
   static constexpr int kPasses = C.tile_m / kPassRows;
+  /// Scales and zeros come by tensor maps: fewer instructions a stage, but two maps more to be
+  /// fetched first, which is worth it where stages are short.
+  static constexpr bool kParameterBoxes = !kFewRows || C.tile_n == 128;
   static constexpr bool kStoresByTma = !kFewRows;  // where a CTA has tile after tile
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   /// So many phases have units to add up and to write, in turn.

@@ -31,8 +31,22 @@ class PrefillProducer {
     const int warp = __shfl_sync(0xffffffffu, thread_ / 32, 0);
     TileWalk<WBits, C> tile(args_);
     if (warp == kParametersWarp) {
+      if constexpr (Shape::kParameterBoxes) {
+        start<WBits, C, kParametersStart>(args_);
+        if (ptx::elect_one()) for_each_tile(tile, [&] { load_parameters(tile); });
+        return;
+      }
+      ParameterWalk parameters(args_, tile);
+      parameters.compute();
       start<WBits, C, kParametersStart>(args_);
-      if (ptx::elect_one()) for_each_tile(tile, [&] { load_parameters(tile); });
+      if (ptx::elect_one()) {
+        bool computed = true;
+        for_each_tile(tile, [&] {
+          if (!computed) parameters = ParameterWalk(args_, tile);
+          computed = false;
+          load_parameters(tile, parameters);
+        });
+      }
       return;
     }
     start<WBits, C, kProducerStart>(args_);
@@ -120,15 +134,69 @@ class PrefillProducer {
     }
   }
 
+  // Where a parameter of all groups and channels lies.
+  struct Rows {
+    const void* data;
+    int quarters;        // bytes of four channels
+    std::int64_t pitch;  // bytes from group to group
+    __device__ __forceinline__ int bytes(int channels) const { return channels / 4 * quarters; }
+    __device__ __forceinline__ const unsigned char* at(std::int64_t group, int channel) const {
+      return static_cast<const unsigned char*>(data) + group * pitch + bytes(channel);
+    }
+  };
+  static __device__ __forceinline__ Rows rows_of_scales(const ForwardArguments& args) {
+    if (kGeneral && args.statistics != nullptr) return {args.statistics, 4, args.n_padded};
+    return {args.scales, 8, 2 * args.n_padded};
+  }
+  static __device__ __forceinline__ Rows rows_of_zeros(const ForwardArguments& args) {
+    constexpr int kZeroBytes = static_cast<int>(sizeof(ZeroCode<WBits>));
+    if (kGeneral && args.statistics != nullptr) return {args.statistic_bases, 1, args.n_padded / 4};
+    if (kGeneral && args.zeros == nullptr) return {args.affine_zeros, 16, 4 * args.n_padded};
+    return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
+  }
+
   static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
 
+  // A tile's way through the parameters, a row of each kind for a group.
+  struct ParameterWalk {
+    std::uint32_t begin, end;     // columns
+    int rows;                     // groups of a stage, or the one that it is in
+    int scale_bytes, zero_bytes;  // of a row
+    const unsigned char *scales, *zeros;
+
+    __device__ __forceinline__ ParameterWalk(const HopperPrefillArguments& all,
+                                             const TileWalk<WBits, C>& tile) {
+      const ForwardArguments& args = all.forward;
+      begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
+      end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
+      rows = max(Shape::kStageK >> args.group_shift, 1);
+      const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
+      const Rows of_scales = rows_of_scales(args), of_zeros = rows_of_zeros(args);
+      scale_bytes = of_scales.bytes(channels), zero_bytes = of_zeros.bytes(channels);
+      const auto group = static_cast<std::int64_t>(begin >> args.group_shift);
+      scales = of_scales.at(group, tile.n0), zeros = of_zeros.at(group, tile.n0);
+    }
+    // Here, not where it is needed.
+    __device__ __forceinline__ void compute() {
+      scales = ptx::opaque(scales), zeros = ptx::opaque(zeros);
+      scale_bytes = ptx::opaque(scale_bytes), zero_bytes = ptx::opaque(zero_bytes);
+    }
+  };
+
+  // Whether a stage that begins at column k brings parameters. Where consumers see but some of the
+  // stages, or ask at every one, each brings what it needs.
+  static __device__ __forceinline__ bool brings_parameters(std::uint32_t k, std::uint32_t begin,
+                                                           std::uint32_t group_mask) {
+    return kEveryStage || k == begin || (k & group_mask) == 0u;
+  }
+  static constexpr int kWeightBytesBeside = Shape::kRaised ? Shape::kWeightBytes : 0;
+
   // The parameters of groups that begin in a stage or, with the slice, before it; with kRaised the
-  // weights, too.
+  // weights, too. A box of each kind a stage:
   __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile) {
-    constexpr int kWeightBytes = Shape::kRaised ? Shape::kWeightBytes : 0;
     const int shift = args_.forward.group_shift;
     const std::uint32_t group_mask = (1u << shift) - 1u;
-    const int bytes = kWeightBytes + args_.parameter_bytes;
+    const int bytes = kWeightBytesBeside + args_.parameter_bytes;
     const int strip = tile.n0 / Shape::Layout::kBlockN;
     const int scales = strip * args_.strip_scales, zeros = strip * args_.strip_zeros;
     const auto begin = static_cast<std::uint32_t>(tile.chunk_begin) * Shape::kChunkK;
@@ -138,9 +206,8 @@ class PrefillProducer {
       const int slot = x_cursor_.slot;
       std::uint64_t* full = &storage_.x_full[slot];
       ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
-      // Where consumers see but some of the stages, or ask at every one, each brings what it needs.
-      const bool needed = kEveryStage || k == begin || (k & group_mask) == 0u;
-      ptx::mbarrier_arrive_expect_tx(full, needed ? bytes : kWeightBytes);
+      const bool needed = brings_parameters(k, begin, group_mask);
+      ptx::mbarrier_arrive_expect_tx(full, needed ? bytes : kWeightBytesBeside);
       if constexpr (Shape::kRaised) copy_chunk(tile, static_cast<int>(k / Shape::kChunkK), slot);
       if (needed) {
         auto& to = storage_.rings.parameters[slot];
@@ -151,6 +218,51 @@ class PrefillProducer {
       }
       x_cursor_.advance();
     }
+  }
+
+  // Or row by row.
+  __device__ __forceinline__ void load_parameters(const TileWalk<WBits, C>& tile,
+                                                  ParameterWalk walk) {
+    const ForwardArguments& args = args_.forward;
+    const std::uint32_t group_mask = (1u << args.group_shift) - 1u;
+    const std::int64_t scale_pitch = rows_of_scales(args).pitch,
+                       zero_pitch = rows_of_zeros(args).pitch;
+    const int bytes = kWeightBytesBeside + walk.rows * (walk.scale_bytes + walk.zero_bytes);
+    const bool some = walk.scale_bytes > 0;
+    std::uint32_t k = walk.begin;
+#pragma unroll 1
+    while (k != walk.end) {
+      const int slot = x_cursor_.slot;
+      std::uint64_t* full = &storage_.x_full[slot];
+      ptx::mbarrier_wait(&storage_.x_empty[slot], x_cursor_.phase ^ 1u);
+      const bool needed = brings_parameters(k, walk.begin, group_mask);
+      ptx::mbarrier_arrive_expect_tx(full, needed ? bytes : kWeightBytesBeside);
+      if constexpr (Shape::kRaised) copy_chunk(tile, static_cast<int>(k / Shape::kChunkK), slot);
+      if (needed && some) {
+        copy_row(slot, 0, walk, full);
+#pragma unroll 1
+        for (int row = 1; row < walk.rows; ++row) {
+          walk.scales += scale_pitch, walk.zeros += zero_pitch;
+          copy_row(slot, row, walk, full);
+        }
+      }
+      k += Shape::kStageK;
+      if ((k & group_mask) == 0u) walk.scales += scale_pitch, walk.zeros += zero_pitch;
+      x_cursor_.advance();
+    }
+  }
+
+  // The row where the walk is, to row `row` of a slot.
+  __device__ __forceinline__ void copy_row(int slot, int row, const ParameterWalk& walk,
+                                           std::uint64_t* full) const {
+    auto& to = storage_.rings.parameters[slot];
+    const ForwardArguments& args = args_.forward;
+    ptx::cp_async_bulk(
+        reinterpret_cast<unsigned char*>(to.scales) + row * rows_of_scales(args).bytes(C.tile_n),
+        walk.scales, walk.scale_bytes, full);
+    ptx::cp_async_bulk(
+        reinterpret_cast<unsigned char*>(to.zeros) + row * rows_of_zeros(args).bytes(C.tile_n),
+        walk.zeros, walk.zero_bytes, full);
   }
 
   __device__ __forceinline__ void load_x(const TileWalk<WBits, C>& tile) {
