@@ -23,7 +23,8 @@ struct ForwardArguments {
   const std::uint8_t* statistics;
   const uint2* statistic_bases;  ///< [kernel groups, n_padded / 32], see StatisticPair
   const float* bias;             ///< [n] or null
-  int zeros_stride;              ///< n_padded, or 0 where all groups have the same (symmetric)
+  /// n_padded, or 0 where all groups have the same (symmetric; there are shared_zero_rows of it).
+  int zeros_stride;
   int m, n, k;
   int k_padded, n_padded;
   int group_shift;                ///< log2 of a kernel group's columns; 31: one group
