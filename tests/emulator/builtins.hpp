@@ -67,6 +67,11 @@ template <class Value>
 Value __shfl_xor_sync(unsigned mask, Value value, int bits) {
   return __shfl_sync(mask, value, mpq::emulator::lane() ^ bits);
 }
+template <class Value>
+Value __shfl_down_sync(unsigned mask, Value value, int lanes) {
+  const int from = mpq::emulator::lane() + lanes;
+  return __shfl_sync(mask, value, from < 32 ? from : mpq::emulator::lane());
+}
 
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   struct Lane {
