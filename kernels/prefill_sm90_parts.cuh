@@ -82,7 +82,7 @@ struct HopperPrefillShape {
   static constexpr int kRaisedBodySteps = [] {
     if (kGeneral) return kSumSteps;
     if (kSumSteps == 8) return kStageSteps;
-    const bool short_of_registers = C.warps_n == 16 && (C.tile_m > 16 || kSumSteps < 4);
+    const bool short_of_registers = C.warps() == 16 && (C.tile_m > 16 || kSumSteps < 4);
     return C.tile_m > 8 && !short_of_registers ? 8 : kSumSteps;
   }();
   static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes

@@ -311,16 +311,21 @@ class PrefillProducer {
     using Raised = RaisedCodes<WBits, T>;
     constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
     const int lane = thread_ % 32;
-    // Of a product's columns of x, this lane's share of the matrix: column lane / 4. Where two
-    // steps are in a product, the next one's offsets and ones are in the third and fourth.
-    const int column = lane / 4;
+    // Of a product's columns of x, this lane's share of the matrix: column lane / 4.
     OffsetFragments constants;
 #pragma unroll
     for (int step = 0; step < kWordSteps; step += kProductSteps) {
-      constants[step / kProductSteps] = column / 2 >= kProductSteps ? 0
-                                        : column % 2 == 1           ? Raised::minus_one()
-                                        : column == 0 ? Raised::minus_offset(step % kBody)
-                                                      : Raised::minus_offset((step + 1) % kBody);
+      if constexpr (kProductSteps == 1) {
+        constants[step] = lane < 4   ? Raised::minus_offset(step % kBody)
+                          : lane < 8 ? Raised::minus_one()
+                                     : 0;
+      } else {  // the next step's in the third and fourth column
+        const int column = lane / 4;
+        constants[step / 2] = column / 2 >= kProductSteps ? 0
+                              : column % 2 == 1           ? Raised::minus_one()
+                              : column == 0               ? Raised::minus_offset(step % kBody)
+                                            : Raised::minus_offset((step + 1) % kBody);
+      }
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < tile.chunk_count; ++chunk, x_cursor_.advance()) {
