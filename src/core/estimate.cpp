@@ -12,13 +12,13 @@ namespace {
 struct FewRowCosts {
   double in_phases;  // what dequantising takes where warpgroups take turns along K, factor
   double exposed;    // of the shorter of products and dequantising
-  double tile, tile_per_channel;
+  double tile, tile_per_channel = 0;
   double split, split_squared;  // of a tile cut into so many slices
   // Of two CTAs a multiprocessor: dequantising, products and reading in one that is alone, both, a
   // tile, when shared, and slices.
-  double alone, alone_tensor, alone_read, crowded;
-  double pair_tile, pair_shared, pair_split, pair_split_squared;
-  double idle;                  // of reading, what the busiest multiprocessor has more
+  double alone = 0, alone_tensor = 0, alone_read = 0, crowded = 0;
+  double pair_tile = 0, pair_shared = 0, pair_split = 0, pair_split_squared = 0;
+  double idle = 0;              // of reading, what the busiest multiprocessor has more
   double read_bytes_per_cycle;  // of a multiprocessor, where an H200 reads
 };
 constexpr FewRowCosts kRounding{.in_phases = 0.95,
@@ -69,22 +69,12 @@ constexpr FewRowCosts kRaising{.in_phases = 1,
                                .pair_split_squared = 8.73,
                                .idle = 0.5,
                                .read_bytes_per_cycle = 15.8};
-// The same in four phases.
+// The same in four phases, which have no pairs.
 constexpr FewRowCosts kRaisingInPhases{.in_phases = 0.706,
                                        .exposed = 1.905,
                                        .tile = 4498,
-                                       .tile_per_channel = 0,
                                        .split = 575,
                                        .split_squared = 6.33,
-                                       .alone = 0,
-                                       .alone_tensor = 0,
-                                       .alone_read = 0,
-                                       .crowded = 0,
-                                       .pair_tile = 0,
-                                       .pair_shared = 0,
-                                       .pair_split = 0,
-                                       .pair_split_squared = 0,
-                                       .idle = 0,
                                        .read_bytes_per_cycle = 16.9};
 
 const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& problem) {

@@ -125,7 +125,7 @@ TEST_CASE("in a chain a CTA has its multiprocessor for itself where there are en
     const bool decode = chosen.config().family == KernelFamily::decode;
     const int ctas = decode ? static_cast<int>(chosen.grid_n) : chosen.clusters * chosen.cluster;
     CHECK(ctas <= kHopper.sm_count);
-    return chosen.config().ctas_per_sm == 1 || chosen.shared_bytes > pair_shared_bytes(kHopper);
+    return chosen.shared_bytes > pair_shared_bytes(kHopper);
   };
   CHECK(alone(problem(1, 4096, 4096), true));
   CHECK_FALSE(alone(problem(1, 4096, 4096), false));
