@@ -142,25 +142,19 @@ struct HopperPrefillLaunch {
 
   static cudaError_t encode_parameters(HopperPrefillArguments& full) {
     const ForwardArguments& args = full.forward;
-    const bool packed = args.statistics != nullptr, affine = args.zeros == nullptr;
-    constexpr int kChannels = Layout::kBlockN;
-    full.strip_scales = packed ? kChannels / 8 : kChannels / 4;
-    full.strip_zeros = packed   ? kChannels / kStatisticChannels
-                       : affine ? kChannels / 2
-                                : kChannels / 8 * static_cast<int>(sizeof(ZeroCode<WBits>));
-    full.zeros_are_shared = !affine && args.zeros_stride == 0;
+    const ParameterRows scales = rows_of_scales<true>(args),
+                        zeros = rows_of_zeros<WBits, true>(args);
+    full.strip_scales = scales.bytes(Layout::kBlockN) / 8;
+    full.strip_zeros = zeros.bytes(Layout::kBlockN) / 8;
+    full.zeros_are_shared = zeros.pitch == 0;
     const int begin = std::max(Shape::kStageK >> args.group_shift, 1);  // in a stage
     const auto groups = static_cast<int>(
         ceil_div(std::int64_t{args.k_padded}, std::int64_t{1} << args.group_shift));
     full.parameter_bytes = begin * Shape::kStrips * (full.strip_scales + full.strip_zeros) * 8;
-    const void* scales = packed ? static_cast<const void*>(args.statistics) : args.scales;
-    const void* zeros = packed   ? static_cast<const void*>(args.statistic_bases)
-                        : affine ? args.affine_zeros
-                                 : args.zeros;
     const cudaError_t status =
-        encode_parameters(full, full.scales, scales, full.strip_scales, groups, begin);
+        encode_parameters(full, full.scales, scales.data, full.strip_scales, groups, begin);
     if (status != cudaSuccess) return status;
-    return encode_parameters(full, full.zeros, zeros, full.strip_zeros,
+    return encode_parameters(full, full.zeros, zeros.data, full.strip_zeros,
                              full.zeros_are_shared ? begin : groups, begin);
   }
 

@@ -236,6 +236,32 @@ struct HopperPrefillStorage {
   }
 };
 
+/// Where a parameter of all groups and channels lies, in the order of parameter_position.
+struct ParameterRows {
+  const void* data;
+  int quarters;        ///< bytes of four channels
+  std::int64_t pitch;  ///< bytes from group to group; 0: all groups have the same
+  __host__ __device__ __forceinline__ int bytes(int channels) const {
+    return channels / 4 * quarters;
+  }
+  __device__ __forceinline__ const unsigned char* at(std::int64_t group, int channel) const {
+    return static_cast<const unsigned char*>(data) + group * pitch + bytes(channel);
+  }
+};
+/// Of packed statistics these are the codes, and zeros the bases.
+template <bool kGeneral>
+__host__ __device__ __forceinline__ ParameterRows rows_of_scales(const ForwardArguments& args) {
+  if (kGeneral && args.statistics != nullptr) return {args.statistics, 4, args.n_padded};
+  return {args.scales, 8, 2 * args.n_padded};
+}
+template <int WBits, bool kGeneral>
+__host__ __device__ __forceinline__ ParameterRows rows_of_zeros(const ForwardArguments& args) {
+  constexpr int kZeroBytes = static_cast<int>(sizeof(ZeroCode<WBits>));
+  if (kGeneral && args.statistics != nullptr) return {args.statistic_bases, 1, args.n_padded / 4};
+  if (kGeneral && args.zeros == nullptr) return {args.affine_zeros, 16, 4 * args.n_padded};
+  return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
+}
+
 /// Where 16-byte piece `piece` (of 8) of row `row` lies in its 128 bytes: the 128-byte swizzle.
 __device__ __forceinline__ int swizzled_piece(int row, int piece) {
   return piece ^ (row % 8);

@@ -4,12 +4,11 @@
 #include <cstdint>
 
 #include "prefill_sm90_parts.cuh"
+#include "prefill_sm90_x_sums.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
 #include "ptx/tma.cuh"
-#include "raised_codes.cuh"
 
 namespace mpq::kernels {
 
@@ -53,7 +52,8 @@ class PrefillProducer {
     if (warp == kFirstSumsWarp) expect_sums(tile);
     if (Shape::kRaised && warp != kXWarp) {
       if constexpr (Shape::kRaised) {
-        for_each_tile(tile, [&] { sum_x(tile, warp == kSecondSumsWarp); });
+        XSummer<WBits, T, C, kGeneral> sums(args_, storage_, warp == kSecondSumsWarp);
+        for_each_tile(tile, [&] { sums.add(tile); });
       }
     } else if (!Shape::kRaised && warp == kWeightsWarp) {
       if (ptx::elect_one()) for_each_tile(tile, [&] { load_weights(tile); });
@@ -134,27 +134,6 @@ class PrefillProducer {
     }
   }
 
-  // Where a parameter of all groups and channels lies.
-  struct Rows {
-    const void* data;
-    int quarters;        // bytes of four channels
-    std::int64_t pitch;  // bytes from group to group
-    __device__ __forceinline__ int bytes(int channels) const { return channels / 4 * quarters; }
-    __device__ __forceinline__ const unsigned char* at(std::int64_t group, int channel) const {
-      return static_cast<const unsigned char*>(data) + group * pitch + bytes(channel);
-    }
-  };
-  static __device__ __forceinline__ Rows rows_of_scales(const ForwardArguments& args) {
-    if (kGeneral && args.statistics != nullptr) return {args.statistics, 4, args.n_padded};
-    return {args.scales, 8, 2 * args.n_padded};
-  }
-  static __device__ __forceinline__ Rows rows_of_zeros(const ForwardArguments& args) {
-    constexpr int kZeroBytes = static_cast<int>(sizeof(ZeroCode<WBits>));
-    if (kGeneral && args.statistics != nullptr) return {args.statistic_bases, 1, args.n_padded / 4};
-    if (kGeneral && args.zeros == nullptr) return {args.affine_zeros, 16, 4 * args.n_padded};
-    return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
-  }
-
   static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
 
   // A tile's way through the parameters, a row of each kind for a group.
@@ -171,7 +150,8 @@ class PrefillProducer {
       end = begin + static_cast<std::uint32_t>(tile.chunk_count) * Shape::kChunkK;
       rows = max(Shape::kStageK >> args.group_shift, 1);
       const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
-      const Rows of_scales = rows_of_scales(args), of_zeros = rows_of_zeros(args);
+      const ParameterRows of_scales = rows_of_scales<kGeneral>(args),
+                          of_zeros = rows_of_zeros<WBits, kGeneral>(args);
       scale_bytes = of_scales.bytes(channels), zero_bytes = of_zeros.bytes(channels);
       const auto group = static_cast<std::int64_t>(begin >> args.group_shift);
       scales = of_scales.at(group, tile.n0), zeros = of_zeros.at(group, tile.n0);
@@ -225,8 +205,8 @@ class PrefillProducer {
                                                   ParameterWalk walk) {
     const ForwardArguments& args = args_.forward;
     const std::uint32_t group_mask = (1u << args.group_shift) - 1u;
-    const std::int64_t scale_pitch = rows_of_scales(args).pitch,
-                       zero_pitch = rows_of_zeros(args).pitch;
+    const std::int64_t scale_pitch = rows_of_scales<kGeneral>(args).pitch,
+                       zero_pitch = rows_of_zeros<WBits, kGeneral>(args).pitch;
     const int bytes = kWeightBytesBeside + walk.rows * (walk.scale_bytes + walk.zero_bytes);
     const bool some = walk.scale_bytes > 0;
     std::uint32_t k = walk.begin;
@@ -257,12 +237,12 @@ class PrefillProducer {
                                            std::uint64_t* full) const {
     auto& to = storage_.rings.parameters[slot];
     const ForwardArguments& args = args_.forward;
-    ptx::cp_async_bulk(
-        reinterpret_cast<unsigned char*>(to.scales) + row * rows_of_scales(args).bytes(C.tile_n),
-        walk.scales, walk.scale_bytes, full);
-    ptx::cp_async_bulk(
-        reinterpret_cast<unsigned char*>(to.zeros) + row * rows_of_zeros(args).bytes(C.tile_n),
-        walk.zeros, walk.zero_bytes, full);
+    const int scales = row * rows_of_scales<kGeneral>(args).bytes(C.tile_n);
+    const int zeros = row * rows_of_zeros<WBits, kGeneral>(args).bytes(C.tile_n);
+    ptx::cp_async_bulk(reinterpret_cast<unsigned char*>(to.scales) + scales, walk.scales,
+                       walk.scale_bytes, full);
+    ptx::cp_async_bulk(reinterpret_cast<unsigned char*>(to.zeros) + zeros, walk.zeros,
+                       walk.zero_bytes, full);
   }
 
   __device__ __forceinline__ void load_x(const TileWalk<WBits, C>& tile) {
@@ -296,133 +276,6 @@ class PrefillProducer {
         k += Shape::kSwizzledK;
       }
     });
-  }
-
-  // Sums of x for raised codes, of the odd slots or of the others.
-  __device__ __forceinline__ void sum_x(const TileWalk<WBits, C>& tile, bool odd) {
-    with_sum_steps<kGeneral>(args_.forward,
-                             [&]<int kSumSteps>() { sum_x_by<kSumSteps>(tile, odd); });
-  }
-
-  // Products of x, as it lies in a slot, and a matrix whose first columns are minus the offsets and
-  // minus one.
-  template <int kSumSteps>
-  __device__ __forceinline__ void sum_x_by(const TileWalk<WBits, C>& tile, bool odd) {
-    using Raised = RaisedCodes<WBits, T>;
-    constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
-    const int lane = thread_ % 32;
-    // Of a product's columns of x, this lane's share of the matrix: column lane / 4.
-    OffsetFragments constants;
-#pragma unroll
-    for (int step = 0; step < kWordSteps; step += kProductSteps) {
-      if constexpr (kProductSteps == 1) {
-        constants[step] = lane < 4   ? Raised::minus_offset(step % kBody)
-                          : lane < 8 ? Raised::minus_one()
-                                     : 0;
-      } else {  // the next step's in the third and fourth column
-        const int column = lane / 4;
-        constants[step / 2] = column / 2 >= kProductSteps ? 0
-                              : column % 2 == 1           ? Raised::minus_one()
-                              : column == 0               ? Raised::minus_offset(step % kBody)
-                                            : Raised::minus_offset((step + 1) % kBody);
-      }
-    }
-#pragma unroll 1
-    for (int chunk = 0; chunk < tile.chunk_count; ++chunk, x_cursor_.advance()) {
-      const int slot = x_cursor_.slot;
-      // Never of a slot only some rounds: a round that is missed is as good as the next but one.
-      if (slot % 2 != odd) continue;
-      ptx::mbarrier_wait(&storage_.x_full[slot], x_cursor_.phase);
-      if constexpr (kProductSteps == 2) {
-        sum_eight_rows<kSumSteps>(slot, constants);
-      } else {
-#pragma unroll 1
-        for (int row = 0; row < C.tile_m; row += kProductRows) {
-          sum_rows<kSumSteps>(slot, row, constants);
-        }
-      }
-      if (lane == 0) ptx::mbarrier_arrive(&storage_.x_summed[slot]);
-    }
-  }
-
-  static constexpr int kWordSteps = 16 / WBits;  // RaisedCodes::kSteps
-  static constexpr int kProductRows = std::min(C.tile_m, 16);
-  // k-steps in a product: two of eight rows lie one above the other in operand A.
-  static constexpr int kProductSteps = 16 / kProductRows;
-  using OffsetFragments = std::uint32_t[kWordSteps / kProductSteps];
-
-  // Of eight rows: operand A has a step's columns in its upper, the next one's in its lower half.
-  template <int kSumSteps>
-  __device__ __forceinline__ void sum_eight_rows(int slot, const OffsetFragments& constants) {
-    constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
-    constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
-    constexpr int kSteps = std::max(kSumSteps, 2);  // of what is added up here
-    constexpr int kSums = Shape::kStageSteps / kSteps;
-    constexpr int kChains = kSteps > 2 ? 2 : 1;
-    const int lane = thread_ % 32, row = lane % 8;  // whose piece the lane reads for ldmatrix
-    float sums[kSums][kChains][4] = {};
-#pragma unroll
-    for (int step = 0; step < Shape::kStageSteps; step += 2) {
-      const int piece = swizzled_piece(row, 2 * (step % kPartSteps + lane / 8 % 2) + lane / 16);
-      std::uint32_t x[4];
-      ptx::ldmatrix_x4(x, &storage_.rings.x[slot][step / kPartSteps][row][8 * piece]);
-      const std::uint32_t constant = constants[step % kBody % kWordSteps / 2];
-      ptx::mma_m16n8k16<T>(sums[step / kSteps][step / 2 % kChains], x, constant, constant);
-    }
-    auto* to = storage_.rings.x_sums[slot];
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      float(&s)[kChains][4] = sums[i];
-#pragma unroll
-      for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
-      // Of one step in lanes 0, 4 ..., of the next in lanes 1, 5 ....
-      if constexpr (kSumSteps == 1) {
-        if (lane % 4 == 0) to[2 * i][lane / 4] = {s[0][0], s[0][1]};
-        if (lane % 4 == 1) to[2 * i + 1][lane / 4] = {s[0][2], s[0][3]};
-      } else {
-        const float offsets = __shfl_down_sync(0xffffffffu, s[0][2], 1);
-        const float ones = __shfl_down_sync(0xffffffffu, s[0][3], 1);
-        if (lane % 4 == 0) to[i][lane / 4] = {s[0][0] + offsets, s[0][1] + ones};
-      }
-    }
-    __syncwarp();
-  }
-
-  // Of rows first_row ...: two sums in turn, for each product would wait for the one before.
-  template <int kSumSteps>
-  __device__ __forceinline__ void sum_rows(int slot, int first_row,
-                                           const OffsetFragments& constants) {
-    constexpr int kPartSteps = Shape::kSwizzledK / Shape::Layout::kStepK;
-    constexpr int kBody = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
-    constexpr int kChains = kSumSteps < 2 ? 1 : 2;
-    constexpr int kSpan = 8;  // steps at a time
-    const int lane = thread_ % 32;
-    const int row = first_row + lane % kProductRows;  // whose piece the lane reads for ldmatrix
-#pragma unroll
-    for (int begin = 0; begin < Shape::kStageSteps; begin += kSpan) {
-      float sums[kSpan / kSumSteps][kChains][4] = {};
-#pragma unroll
-      for (int step = begin; step < begin + kSpan; ++step) {
-        const int piece = swizzled_piece(row, 2 * (step % kPartSteps) + lane / 16);
-        std::uint32_t x[4];
-        ptx::ldmatrix_x4(x, &storage_.rings.x[slot][step / kPartSteps][row][8 * piece]);
-        const std::uint32_t constant = constants[step % kBody % kWordSteps];
-        ptx::mma_m16n8k16<T>(sums[(step - begin) / kSumSteps][step % kChains], x, constant,
-                             constant);
-      }
-      if (lane % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < kSpan / kSumSteps; ++i) {
-          float(&s)[kChains][4] = sums[i];
-#pragma unroll
-          for (int e = 0; kChains == 2 && e < 4; ++e) s[0][e] += s[kChains - 1][e];
-          float2* to = storage_.rings.x_sums[slot][begin / kSumSteps + i] + first_row + lane / 4;
-          to[0] = {s[0][0], s[0][1]};
-          to[8] = {s[0][2], s[0][3]};
-        }
-      }
-      __syncwarp();
-    }
   }
 
   __device__ __forceinline__ void copy_x(const TileWalk<WBits, C>& tile) {
