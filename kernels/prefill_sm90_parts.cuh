@@ -115,7 +115,7 @@ struct HopperPrefillShape {
   static constexpr int kPasses = C.tile_m / kPassRows;
   /// Scales and zeros come by tensor maps: fewer instructions a stage, but two maps more to be
   /// fetched first, which is worth it where stages are short.
-  static constexpr bool kParameterBoxes = !kFewRows || C.tile_n == 128;
+  static constexpr bool kParameterBoxes = !kFewRows || C.tile_n <= 192;
   static constexpr bool kStoresByTma = !kFewRows;  // where a CTA has tile after tile
   static constexpr int kWeightBytes = kStrips * kBlocksPerChunk * Layout::kWordsPerBlock * 4;
   /// So many phases have units to add up and to write, in turn.

@@ -227,7 +227,12 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   const FewRowCosts& costs = few_row_costs(config, problem);
   const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
                             (config.warps_k > 1 ? costs.in_phases : 1);
-  const double exposed = few_rows ? costs.exposed : config.tile_m <= 128 ? 0.414 : 0;
+  // Three warpgroups with a strip each hide less of each other than four.
+  constexpr double kThreeWarpgroups = 1.3;
+  const bool three = config.warps_n == 12 && !has_several_strips(config);
+  const double exposed = few_rows               ? costs.exposed * (three ? kThreeWarpgroups : 1)
+                         : config.tile_m <= 128 ? 0.414
+                                                : 0;
   const double busy =
       std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
   const double read = read_cycles(config, problem, device, busy);
