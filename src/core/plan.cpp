@@ -156,16 +156,27 @@ int largest_prefill(const Problem& problem, const DeviceTraits& device) {
   return prefill;
 }
 
+// What two tiles of rows side by side take of what is estimated.
+constexpr double kTwoRowTiles = 1.08;
+
 // Whether a kernel is a decode kernel that can be ahead on Hopper. With fewer than 8 bits and more
-// than a few rows prefill kernels are ahead of 16-bit products.
+// than a few rows prefill kernels are ahead of 16-bit products; of fixed-point numbers two tiles of
+// rows can be ahead in small layers (groups of 128, in order, outside of a chain: bench/NOTES.md).
 bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits& device,
                          const ForwardOptions& options) {
-  constexpr std::int64_t kProductRows = 4;
+  constexpr std::int64_t kProductRows = 4, kSmallLayer = std::int64_t{1} << 24;  // weights
   const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
   if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
   if (problem.m > kDecodeTileRows) return kernel == smallest_decode(problem, device, options);
-  if (problem.m > decode_tile_rows(config, problem.bits, problem.group_columns)) return false;
-  if (multiplies_fixed_point(config)) return wants_fixed_point(problem, device, options, config);
+  const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
+  if (multiplies_fixed_point(config)) {
+    const bool two_tiles = problem.bits <= 2 && problem.group_columns == 128 && !problem.gathers &&
+                           problem.n_padded * problem.k_padded <= kSmallLayer &&
+                           !in_chain(device, options);
+    return problem.m <= (two_tiles ? 2 : 1) * rows &&
+           wants_fixed_point(problem, device, options, config);
+  }
+  if (problem.m > rows) return false;
   return config.tile_m <= kDecodeTileRows && (problem.bits == 8 || problem.m <= kProductRows);
 }
 
@@ -181,7 +192,13 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
     Plan plan;
     plan.kernel = i;
     plan.grid_m = 1;
-    const double cycles = split_k(large_groups, device, options, plan);
+    const KernelConfig& config = plan.config();
+    if (multiplies_fixed_point(config)) {
+      const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
+      plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, rows));
+    }
+    double cycles = split_k(large_groups, device, options, plan);
+    if (plan.grid_m > 1) cycles *= kTwoRowTiles;
     // (The first also where the options leave it no way: plan() says so, or finds another.)
     if (decode == -1 || cycles < decode_cycles) decode = i, decode_cycles = cycles;
   }

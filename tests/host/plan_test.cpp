@@ -217,6 +217,13 @@ TEST_CASE("one row of 4 bits and less, and two of 2 bits, are fixed-point number
   CHECK(rows(narrow, {.compute_capability = 120, .sm_count = 170}) == 8);
   narrow.m = 3;
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 3);
+  // In small layers two tiles side by side are ahead of other products.
+  for (const Problem& layer : {of_bits(1, 2, 4096, 4096), of_bits(2, 3, 4096, 4096)}) {
+    CHECK(rows(layer) == 2);
+    CHECK(plan(layer, kHopper).grid_m == 2);
+    CHECK(plan(layer, kHopper, {.programmatic = true}).config().tile_m == 8);
+  }
+  CHECK(rows(of_bits(1, 2, 6144, 4096)) == 8);
 
   const DeviceTraits small{
       .compute_capability = 89, .sm_count = 128, .shared_bytes_per_block = 99 << 10};
