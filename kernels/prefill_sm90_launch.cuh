@@ -37,7 +37,7 @@ struct HopperPrefillLaunch {
     full.x_by_tma = aligned;
     full.multicast = aligned ? launch.multicast : 1;
     full.split = launch.cluster / launch.multicast;
-    const int chunks = args.k_padded / Shape::kChunkK;
+    const auto chunks = static_cast<int>(ceil_div(args.k_padded, Shape::kChunkK));
     full.slice_chunks = chunks / full.split;
     full.longer_slices = chunks % full.split;
     full.split_reciprocal = reciprocal(full.split);

@@ -94,7 +94,6 @@ struct HopperPrefillShape {
            step % kPartSteps * (Layout::kStepK * 2);
   }
   static constexpr int kBlocksPerChunk = kChunkK / Layout::kBlockK;
-  static_assert(Layout::kAlignK % kChunkK == 0);  // K is whole chunks, see shared_zero_rows, too
   /// A stage is a chunk, and one ring has both: fewer instructions for the consumers.
   static constexpr bool kOneRing = kStagesPerChunk == 1;
   /// A group of wgmma is this many steps, and so many groups are left in flight while the fragments

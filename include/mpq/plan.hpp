@@ -380,15 +380,27 @@ constexpr bool fuses_weights(const KernelConfig& config, int bits) noexcept {
 constexpr bool has_long_stages(const KernelConfig& config) noexcept {
   return config.tile_m <= 160 && config.tile_n * config.tile_m <= 192 * 128;
 }
+/// Whether it is 256 columns, where so short a product leaves most of the time to instructions, and
+/// the first stage is not what layers wait for (bench/NOTES.md).
+constexpr bool has_longest_stages(const KernelConfig& config, int bits) noexcept {
+  if (bits == 8 || shares_x(config) || multiplies_raised_codes(config, bits)) return false;
+  return config.tile_n == 192 || (bits == 2 && config.tile_m == 32 && config.ctas_per_sm == 1);
+}
 /// Columns of K that an sm90a prefill kernel takes at a time, and the unit in which CTAs split K.
+/// The last ones can be beyond the layer, which are zeros then.
 constexpr int prefill_chunk_k(const KernelConfig& config, int bits) noexcept {
+  if (has_longest_stages(config, bits)) return 256;
   return has_long_stages(config) ? layout_align_k(bits) : std::max(64, layout_block_k(bits));
 }
 
 /// Rows of zeros on a device where all groups have the same: as many as there are groups in a stage
 /// of a prefill kernel.
 constexpr std::int64_t shared_zero_rows(int bits, std::int64_t group_columns) noexcept {
-  return std::max<std::int64_t>(layout_align_k(bits) / group_columns, 1);
+  int columns = 0;
+  for (const KernelConfig& config : kKernelTable) {
+    if (config.isa == Isa::sm90a) columns = std::max(columns, prefill_chunk_k(config, bits));
+  }
+  return std::max<std::int64_t>(columns / group_columns, 1);
 }
 
 /// What is to be computed: y [m, n] = x [m, k] w^T.

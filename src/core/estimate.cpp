@@ -112,7 +112,7 @@ double large_group_slots(const KernelConfig& config, const Problem& problem) {
     case 4:
       return 125;
     case 2:
-      return 118;
+      return has_longest_stages(config, problem.bits) ? 113 : 118;
     default:  // made by one multiply-add, which tells where 64 rows are products, too
       return config.tile_m == 64 && problem.m <= 64 ? 103 : 111;
   }
