@@ -191,12 +191,8 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
     if (!is_decode_candidate(i, problem, device, options)) continue;
     Plan plan;
     plan.kernel = i;
-    plan.grid_m = 1;
-    const KernelConfig& config = plan.config();
-    if (multiplies_fixed_point(config)) {
-      const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-      plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, rows));
-    }
+    const int rows = decode_tile_rows(plan.config(), problem.bits, problem.group_columns);
+    plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, rows));
     double cycles = split_k(large_groups, device, options, plan);
     if (plan.grid_m > 1) cycles *= kTwoRowTiles;
     // (The first also where the options leave it no way: plan() says so, or finds another.)
