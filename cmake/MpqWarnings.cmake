@@ -34,7 +34,7 @@ function(mpq_warnings target)
 endfunction()
 
 # mpq_precompile(target headers...): parsing these once takes a third off our own build. Not where mpq
-# is part of another project, which also shows that every file includes what it uses.
+# is part of another project.
 function(mpq_precompile target)
   if(PROJECT_IS_TOP_LEVEL)
     foreach(header IN LISTS ARGN)

@@ -19,8 +19,7 @@ foreach(way IN LISTS mpq_package_ways)
             "-DWORK_DIR=${CMAKE_CURRENT_BINARY_DIR}/package/${way}"
             -P "${mpq_package_dir}/use_package.cmake")
   set_tests_properties("package: ${way}" PROPERTIES TIMEOUT 900)
-  if(NOT way MATCHES "^(fetch_content|architectures)$")  # these only configure
-    # They build with all cores themselves.
+  if(way MATCHES "^(build_tree|install)$")  # which build with all cores themselves
     set_tests_properties("package: ${way}" PROPERTIES RUN_SERIAL ON)
   endif()
 endforeach()
