@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "float_bits.hpp"
 #include "mpq/types.hpp"
 #include "ptx/lop3.cuh"
 
@@ -16,7 +17,8 @@ template <DType T>
 struct Half2Of;
 template <>
 struct Half2Of<DType::f16> {
-  static constexpr int kMantissaBits = 10, kBias = 15;
+  static constexpr int kMantissaBits = mantissa_bits(DType::f16);
+  static constexpr int kBias = exponent_bias(DType::f16);
   static constexpr float kBase = 1024.f;  // integers below OR-ed into its mantissa are added to it
   static constexpr std::uint32_t kMagic = 0x64006400u;  // a pair of it, as bits
   using Scalar = __half;
@@ -24,7 +26,8 @@ struct Half2Of<DType::f16> {
 };
 template <>
 struct Half2Of<DType::bf16> {
-  static constexpr int kMantissaBits = 7, kBias = 127;
+  static constexpr int kMantissaBits = mantissa_bits(DType::bf16);
+  static constexpr int kBias = exponent_bias(DType::bf16);
   static constexpr float kBase = 128.f;
   static constexpr std::uint32_t kMagic = 0x43004300u;
   using Scalar = __nv_bfloat16;
@@ -51,8 +54,7 @@ __device__ __forceinline__ float float_power(int exponent) {
 /// A pair of 2^exponent, as bits.
 template <DType T>
 constexpr __host__ __device__ std::uint32_t pair_of_power(int exponent) {
-  const int bits = (exponent + Half2Of<T>::kBias) << Half2Of<T>::kMantissaBits;
-  return static_cast<std::uint32_t>(bits) * 0x00010001u;
+  return pair_of_power(exponent, T);
 }
 
 /// A scale of the checkpoint's 16-bit type, exactly, as float.
@@ -86,6 +88,11 @@ __device__ __forceinline__ float2 to_float2(Pair<T> pair) {
   } else {
     return __bfloat1622float2(pair);
   }
+}
+
+/// The codes of 8 bits of k-step `step` (0 or 1) in a layout word.
+__device__ __forceinline__ std::uint32_t byte_codes(std::uint32_t word, int step) {
+  return __byte_perm(word, 0, step == 0 ? 0x4240 : 0x4341);
 }
 
 /// Codes as exact numbers of the activations' type: 2^kUnit * (q - z) of a pair, with no rounding
@@ -126,14 +133,15 @@ struct Codes<WBits, DType::f16> {
   static __device__ __forceinline__ float scale(float s) { return s; }
   static __device__ __forceinline__ Pair<T> scale(Pair<T> s) { return s; }
 
-  /// The pair of k-step `step` in a layout word.
-  static __device__ __forceinline__ Pair<T> fragment(std::uint32_t word, int step,
-                                                     const Zero& zero) {
+  /// The pair of k-step `step` in a layout word. magic: kMagic, in a register where that is better.
+  static __device__ __forceinline__ Pair<T> fragment(std::uint32_t word, int step, const Zero& zero,
+                                                     std::uint32_t magic = kMagic) {
     constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
     const int position = step % kPositions;
     const int shift = WBits * position;
-    const auto raised =
-        bits_as<Pair<T>>(ptx::lop3_and_or(word >> (WBits * step - shift), kMask << shift, kMagic));
+    const auto raised = bits_as<Pair<T>>(
+        WBits == 8 ? __byte_perm(word, magic, step == 0 ? 0x5250 : 0x5351)
+                   : ptx::lop3_and_or(word >> (WBits * step - shift), kMask << shift, kMagic));
     if (position == 0) return __hsub2(raised, zero.term[0]);
     const float unit = 1.f / static_cast<float>(1 << shift);
     return __hfma2(raised, round_to_pair<T>(unit, unit), zero.term[position]);
@@ -183,10 +191,12 @@ struct Codes<WBits, DType::bf16> {
     return __hmul2(s, bits_as<Pair<T>>(pair_of_power<T>(-kUnit)));
   }
 
-  static __device__ __forceinline__ Pair<T> fragment(std::uint32_t word, int step, Zero zero) {
+  static __device__ __forceinline__ Pair<T> fragment(std::uint32_t word, int step, Zero zero,
+                                                     std::uint32_t /*magic*/ = 0) {
     constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
     const int shift = WBits * (step % kPositions);
-    const auto codes = bits_as<Pair<T>>(word >> (WBits * step - shift) & kMask << shift);
+    const auto codes = bits_as<Pair<T>>(
+        WBits == 8 ? byte_codes(word, step) : word >> (WBits * step - shift) & kMask << shift);
     return __hfma2(codes, bits_as<Pair<T>>(pair_of_power<T>(kLargest - shift)), zero);
   }
 

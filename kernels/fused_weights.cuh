@@ -1,5 +1,5 @@
 #pragma once
-// Weights of 1- and 2-bit codes by one multiply-add a pair.
+// Weights by one multiply-add a pair.
 
 #include <cstdint>
 
@@ -9,28 +9,33 @@
 namespace mpq::kernels {
 
 /// s * (q - z) of one channel, rounded once: a masked word holds q times a power of two, s is
-/// multiplied by the inverse of that, and s * z is exact, since z is 0, 1, 2 or 4 (see
-/// is_stored_complemented). |s| is below fused_scale_limit.
+/// multiplied by the inverse of that, and s * z is exact (see also
+/// is_stored_complemented). s is a layer's scale, lowered by fused_shift powers of two.
 template <int WBits, DType T>
 class FusedWeights {
  public:
-  /// Of the two channels whose scales and zeros are neighbours in `scales` and `zeros`.
+  /// Of the two channels whose scales and zeros are neighbours in `scales` and `zeros`. multiplier:
+  /// fused_multiplier.
   static __device__ __forceinline__ void load(std::uint32_t scales, std::uint32_t zeros,
-                                              FusedWeights (&to)[2]) {
-    constexpr float kBase = Half2Of<T>::kBase;
-    const auto raised =  // kBase + z: bytes of the zeros, and kMagic's upper one
-        bits_as<Pair<T>>(__byte_perm(zeros, Half2Of<T>::kMagic, 0x5150));
-    const Pair<T> offset =
-        __hmul2(__hsub2(round_to_pair<T>(kBase, kBase), raised), bits_as<Pair<T>>(scales));
-    constexpr int kFirst = fused_code_exponent(WBits, T, 0),
-                  kSecond = fused_code_exponent(WBits, T, 1);
-    const Pair<T> second =
-        __hmul2(bits_as<Pair<T>>(scales), bits_as<Pair<T>>(pair_of_power<T>(-kSecond)));
-    const Pair<T> first = __hmul2(second, bits_as<Pair<T>>(pair_of_power<T>(kSecond - kFirst)));
+                                              std::uint32_t multiplier, FusedWeights (&to)[2]) {
+    constexpr int kRaise = fused_raise(WBits, T);
+    const Pair<T> raised = __hmul2(bits_as<Pair<T>>(scales), bits_as<Pair<T>>(multiplier));
+    Pair<T> multipliers[kPlaces];
+#pragma unroll
+    for (int place = 0; place < kPlaces; ++place) {
+      multipliers[place] = times_power(raised, -fused_code_exponent(WBits, T, place) - kRaise);
+    }
+    // Zeros, as they are, are subnormal numbers.
+    constexpr int kLeast = 1 - exponent_bias(T) - mantissa_bits(T);
+    const auto subnormal = bits_as<Pair<T>>(WBits == 8 ? zeros : __byte_perm(zeros, 0, 0x4140));
+    const Pair<T> offset = __hmul2(
+        times_power(subnormal, fused_code_exponent(WBits, T, 0) - kLeast), __hneg2(multipliers[0]));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      to[h].multipliers_[0] = both(first, h);
-      to[h].multipliers_[1] = both(second, h);
+#pragma unroll
+      for (int place = 0; place < kPlaces; ++place) {
+        to[h].multipliers_[place] = both(multipliers[place], h);
+      }
       to[h].offset_ = both(offset, h);
     }
   }
@@ -39,19 +44,26 @@ class FusedWeights {
   __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step) const {
     constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
     constexpr int kBit = fused_code_bit(WBits, T);
-    const int place = step % 2, shift = kBit - WBits * (step - place);
+    const int place = step % kPlaces, shift = kBit - WBits * (step - place);
     const std::uint32_t shifted = shift > 0 ? word << shift : word >> -shift;
-    const std::uint32_t codes = shifted & (kMask << (kBit + WBits * place));
+    const std::uint32_t codes =
+        WBits == 8 ? byte_codes(word, step) : shifted & (kMask << (kBit + WBits * place));
     return bits_as<std::uint32_t>(__hfma2(bits_as<Pair<T>>(codes), multipliers_[place], offset_));
   }
 
  private:
+  static constexpr int kPlaces = fused_places(WBits);
+
+  static __device__ __forceinline__ Pair<T> times_power(Pair<T> pair, int exponent) {
+    if (exponent == 0) return pair;
+    return __hmul2(pair, bits_as<Pair<T>>(pair_of_power<T>(exponent)));
+  }
   // One half of a pair, twice.
   static __device__ __forceinline__ Pair<T> both(Pair<T> pair, int h) {
     return bits_as<Pair<T>>(__byte_perm(bits_as<std::uint32_t>(pair), 0, h == 0 ? 0x1010 : 0x3232));
   }
 
-  Pair<T> multipliers_[2], offset_;
+  Pair<T> multipliers_[kPlaces], offset_;
 };
 
 }  // namespace mpq::kernels

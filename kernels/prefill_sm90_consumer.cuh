@@ -15,10 +15,10 @@
 namespace mpq::kernels {
 
 /// A warpgroup's channels of the tile: kTiles times 64.
-template <int WBits, DType T, KernelConfig C, bool kGeneral>
-class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
+template <int WBits, DType T, KernelConfig C, Dequantising kWay>
+class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantising::general> {
  public:
-  using Base = PrefillWarpgroup<WBits, T, C, kGeneral>;
+  using Base = PrefillWarpgroup<WBits, T, C, kWay == Dequantising::general>;
   using Base::kTiles;
   using typename Base::Layout, typename Base::Shape, typename Base::Storage;
 
@@ -28,6 +28,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
         x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x[0])),
         group_mask_((1u << args.forward.group_shift) - 1u) {
     x_cursor_.slot = phase_;
+    if (kHoldsMagic) magic_ = Half2Of<T>::kMagic | static_cast<unsigned>(args.forward.m >> 31);
   }
 
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
@@ -39,12 +40,10 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   using Base::args_, Base::cluster_, Base::storage_, Base::sums_;
   using Base::warpgroup_, Base::column_, Base::phase_, Base::warp_, Base::lane_;
 
-  // As in Shape; shorter where registers are short.
-  static constexpr bool kShort = kGeneral && Shape::kFewRows && kTiles > 1;
-  static constexpr int kGroupSteps = kShort ? 1 : Shape::kGroupSteps,
-                       kGroupsInFlight = Shape::kGroupsInFlight,
-                       kFragmentSets = kShort ? 2 : Shape::kFragmentSets;
-  static_assert(kGroupSteps * (kGroupsInFlight + 1) <= kFragmentSets);
+  static constexpr bool kGeneral = kWay == Dequantising::general;
+  static constexpr bool kFused = kWay == Dequantising::fused;
+  static constexpr int kGroupSteps = Shape::kGroupSteps, kGroupsInFlight = Shape::kGroupsInFlight,
+                       kFragmentSets = Shape::kFragmentSets;
 
   // kOwn: strips of this warpgroup, here and below.
   template <int kOwn>
@@ -79,6 +78,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     ptx::wgmma_wait_group<0>();
     hold_sums();
     this->release_x(previous);
+    if (kFused && cluster_.fused_result != 1.f) this->multiply_sums(cluster_.fused_result);
   }
 
   // Of one channel, in one group.
@@ -87,11 +87,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     float affine;
     typename Codes<WBits, T>::Zero zero;
   };
-  static constexpr bool kFused = !kGeneral && fuses_weights(C, WBits);
   using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters>;
-  // Groups of 16 columns change from step to step; even and odd steps have a set each, so that no
-  // more branches are needed. Only kGeneral has such groups.
-  static constexpr int kSets = kGeneral ? 2 : 1;
 
   __device__ __forceinline__ void hold_sums() {
 #pragma unroll
@@ -164,26 +160,23 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
       const uint4& words = words_[t][chunk_step / Layout::kStepsPerBlock];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        fragments_[kStep % kFragmentSets][t][e] = weight_pair<kStep % kSets>(
-            word_of(words, e), chunk_step % Layout::kStepsPerBlock, t, e % 2);
+        fragments_[kStep % kFragmentSets][t][e] =
+            weight_pair(word_of(words, e), chunk_step % Layout::kStepsPerBlock, t, e % 2);
       }
     }
   }
 
-  // Of the groups that step kStep and the one after it lie in.
+  // Of the group that step kStep and the one after it lie in.
   template <int kOwn, int kStep>
   __device__ __forceinline__ void load_parameters() {
+    const int row = kStep * Layout::kStepK >> args_.group_shift;
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) {
-      const int row = (kStep + set) * Layout::kStepK >> args_.group_shift;
-#pragma unroll
-      for (int t = 0; t < kOwn; ++t) {
-        const auto stored = this->stored_parameters(x_cursor_.slot, row, t);
-        if constexpr (kFused) {
-          Parameters::load(stored.scales, stored.zeros, parameters_[set][t]);
-        } else {
-          load_each(parameters_[set][t], stored);
-        }
+    for (int t = 0; t < kOwn; ++t) {
+      const auto stored = this->stored_parameters(x_cursor_.slot, row, t);
+      if constexpr (kFused) {
+        Parameters::load(stored.scales, stored.zeros, cluster_.fused_multiplier, parameters_[t]);
+      } else {
+        load_each(parameters_[t], stored);
       }
     }
   }
@@ -206,18 +199,18 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // Two weights of one channel, rounded once to the activations' type.
-  template <int kSet>
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
-    const Parameters& parameters = parameters_[kSet][t][h];
+    const Parameters& parameters = parameters_[t][h];
     if constexpr (kFused) {
       return parameters.pair(word, step);
     } else {
       return weight_pair_of(parameters, word, step);
     }
   }
-  static __device__ __forceinline__ std::uint32_t weight_pair_of(const PairParameters& parameters,
-                                                                 std::uint32_t word, int step) {
-    const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero);
+  __device__ __forceinline__ std::uint32_t weight_pair_of(const PairParameters& parameters,
+                                                          std::uint32_t word, int step) const {
+    const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero,
+                                                    kHoldsMagic ? magic_ : Half2Of<T>::kMagic);
     if constexpr (kGeneral) {
       const float2 wide = to_float2<T>(codes);
       return bits_as<std::uint32_t>(
@@ -246,13 +239,17 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kGeneral> {
     ptx::wgmma_commit_group();
   }
 
+  // PRMT has room for one immediate: of magic and selector the compiler would take the first, and
+  // move the other to a register each time. (That m is not negative it does not know.)
+  static constexpr bool kHoldsMagic = WBits == 8 && T == DType::f16 && !kFused;
+  std::uint32_t magic_;
   std::uint64_t x_descriptor_;
   std::uint32_t group_mask_;
   RingCursor<Storage::kStages, Shape::kPhases> x_cursor_;
   RingCursor<Storage::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
   std::uint32_t fragments_[kFragmentSets][kTiles][4];
-  Parameters parameters_[kSets][kTiles][2];  // [set][strip][h]
+  Parameters parameters_[kTiles][2];  // [strip][h]
 };
 
 }  // namespace mpq::kernels

@@ -1,9 +1,10 @@
 #pragma once
-// The host's part of the Hopper prefill kernel: tensor maps, which of its two kernels, clusters.
+// The host's part of the Hopper prefill kernel: tensor maps, which of its kernels, clusters.
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "launch.cuh"
@@ -17,15 +18,17 @@ struct HopperPrefillLaunch {
   static constexpr KernelConfig kConfig = kKernelTable[Row];
   using Shape = HopperPrefillShape<WBits, kConfig>;
   using Layout = typename Shape::Layout;
-  template <bool kGeneral>
-  static constexpr std::size_t kSharedBytes =
-      sizeof(HopperPrefillStorage<WBits, kConfig, kGeneral>);
-  static_assert(kSharedBytes<false> <= 227 << 10 && kSharedBytes<true> <= 227 << 10);
+  template <Dequantising kWay>
+  using Storage = HopperPrefillStorage<WBits, kConfig, kWay == Dequantising::general>;
+  template <Dequantising kWay>
+  static constexpr bool kIsCompiled = is_compiled(kConfig, WBits, kWay);
 
   static cudaError_t prepare(int most_shared_bytes) {
     if (tensor_map_encoder() == nullptr) return cudaErrorNotSupported;
-    const cudaError_t status = allow_shared<false>(most_shared_bytes);
-    return status != cudaSuccess ? status : allow_shared<true>(most_shared_bytes);
+    cudaError_t status = allow_shared<Dequantising::general>(most_shared_bytes);
+    if (status == cudaSuccess) status = allow_shared<Dequantising::stepwise>(most_shared_bytes);
+    if (status == cudaSuccess) status = allow_shared<Dequantising::fused>(most_shared_bytes);
+    return status;
   }
 
   static cudaError_t launch(const ForwardArguments& args, const Launch& launch) {
@@ -60,29 +63,42 @@ struct HopperPrefillLaunch {
     grid.cluster = full.multicast * full.split;
     grid.grid_n = static_cast<unsigned>(launch.clusters * launch.cluster);
     grid.grid_n -= grid.grid_n % static_cast<unsigned>(grid.cluster);
-    const bool general = args.zeros == nullptr || args.group_shift < 5 ||
-                         args.scales_are_bf16 != (T == DType::bf16) ||
-                         (fuses_weights(kConfig, WBits) && !args.scales_fit_fused_weights);
-    return general ? start<true>(full, grid) : start<false>(full, grid);
+    const bool general = args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16);
+    if (kIsCompiled<Dequantising::fused> && !general && args.fused_shift >= 0) {
+      full.fused_multiplier = fused_multiplier(WBits, T, args.fused_shift);
+      full.fused_result = std::ldexp(1.f, args.fused_shift);
+      return start<Dequantising::fused>(full, grid);
+    }
+    if (kIsCompiled<Dequantising::stepwise> && !general) {
+      return start<Dequantising::stepwise>(full, grid);
+    }
+    return start<Dequantising::general>(full, grid);
   }
 
  private:
-  template <bool kGeneral>
+  template <Dequantising kWay>
   static cudaError_t allow_shared(int most_shared_bytes) {
-    return cudaFuncSetAttribute(prefill_sm90<WBits, T, Row, kGeneral>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes);
+    if constexpr (!kIsCompiled<kWay>) {
+      return cudaSuccess;
+    } else {
+      return cudaFuncSetAttribute(prefill_sm90<WBits, T, Row, kWay>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes);
+    }
   }
 
-  template <bool kGeneral>
+  template <Dequantising kWay>
   static cudaError_t start(HopperPrefillArguments& args, const Launch& grid) {
-    if (Shape::kStoresByTma && args.y_by_pieces) {
-      const int rows =
-          HopperPrefillStorage<WBits, kConfig, kGeneral>::kBoxPasses * Shape::kPassRows;
-      const cudaError_t status = encode_y(args, rows);
-      if (status != cudaSuccess) return status;
+    if constexpr (!kIsCompiled<kWay>) {
+      return cudaErrorInvalidDeviceFunction;
+    } else {
+      static_assert(sizeof(Storage<kWay>) <= 227 << 10);
+      if (Shape::kStoresByTma && args.y_by_pieces) {
+        const cudaError_t status = encode_y(args, Storage<kWay>::kBoxPasses * Shape::kPassRows);
+        if (status != cudaSuccess) return status;
+      }
+      return launch_kernel(prefill_sm90<WBits, T, Row, kWay>, dim3(grid.grid_n), Shape::kThreads,
+                           std::max(sizeof(Storage<kWay>), grid.shared_bytes), grid, args);
     }
-    return launch_kernel(prefill_sm90<WBits, T, Row, kGeneral>, dim3(grid.grid_n), Shape::kThreads,
-                         std::max(kSharedBytes<kGeneral>, grid.shared_bytes), grid, args);
   }
 
   // Rows past the end take TMA longer than others, though it only fills them with zeros. So a tile

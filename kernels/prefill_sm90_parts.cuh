@@ -28,9 +28,11 @@ struct HopperPrefillArguments {
   std::uint32_t split_reciprocal, tiles_m_reciprocal;  ///< times 2^31, and a little more
   int first_channel;                                   ///< of the first tile
   int x_rows;                                          ///< of a box of x
-  int parameter_bytes;            ///< of the scales and zeros of a tile's channels and a stage
-  int strip_scales, strip_zeros;  ///< of 64 channels of a group, pieces of 8 bytes
-  bool zeros_are_shared;          ///< all groups have the same, see shared_zero_rows
+  int parameter_bytes;             ///< of the scales and zeros of a tile's channels and a stage
+  int strip_scales, strip_zeros;   ///< of 64 channels of a group, pieces of 8 bytes
+  std::uint32_t fused_multiplier;  ///< of the layer's scales, in FusedWeights
+  float fused_result;              ///< 2^fused_shift, for the sums
+  bool zeros_are_shared;           ///< all groups have the same, see shared_zero_rows
   bool exchanges;    ///< sums of slices and phases are added up; a cluster then has one tile
   bool followed;     ///< by a launch that computes other channels of the same y, and only
   bool follows;      ///< begins when the kernels before this one have ended: such a launch
@@ -66,6 +68,21 @@ __device__ __forceinline__ int slice_of_rank(const HopperPrefillArguments& args,
 
 /// Slices of K at most: CTAs of a cluster.
 inline constexpr int kMostSlices = 8;
+
+/// Which layers a kernel is for.
+enum class Dequantising : std::uint8_t {
+  fused,     ///< those whose weights one multiply-add makes (FusedWeights)
+  stepwise,  ///< integer zeros, scales of the activations' type
+  general,   ///< all: affine zeros, scales of the other type
+};
+/// Whether there is code for it: of raised codes there is nothing to fuse, and what is left of 1
+/// and 2 bits is for general kernels.
+constexpr bool is_compiled(const KernelConfig& config, int bits, Dequantising way) noexcept {
+  const bool fuses = fuses_weights(config, bits);
+  return way == Dequantising::fused      ? fuses
+         : way == Dequantising::stepwise ? !fuses || bits > 2
+                                         : true;
+}
 
 /// What the kernel's parts agree on.
 template <int WBits, KernelConfig C>
@@ -138,12 +155,12 @@ struct HopperPrefillShape {
                 C.tile_m % kPassRows == 0 && C.tile_m <= 256);
 };
 
-/// kGeneral: affine zeros, scales that are not of the activations' type, groups of 16 columns.
+/// kGeneral: affine zeros, scales that are not of the activations' type.
 template <int WBits, KernelConfig C, bool kGeneral>
 struct HopperPrefillStorage {
   using Shape = HopperPrefillShape<WBits, C>;
   /// Groups that begin in a stage.
-  static constexpr int kParameterRows = Shape::kStageK / (kGeneral ? 16 : 32);
+  static constexpr int kParameterRows = Shape::kStageK / kLeastHopperGroup;
   /// A pass of y: 16-byte pieces permuted as in x.
   using YPass = std::uint16_t[Shape::kPassRows][Shape::Layout::kBlockN];
   static constexpr int kYBytes = Shape::kConsumers * static_cast<int>(sizeof(YPass));
@@ -268,13 +285,10 @@ __device__ __forceinline__ int swizzled_piece(int row, int piece) {
 
 /// function<steps>() with the k-steps whose products kRaised adds up before scales and zeros see
 /// them: those of a group, or of 128 columns.
-template <bool kGeneral, class Function>
+template <class Function>
 __device__ __forceinline__ void with_sum_steps(const ForwardArguments& args, Function function) {
   switch (args.group_shift) {
-    case 4:  // only kGeneral has such groups
-      if constexpr (kGeneral) function.template operator()<1>();
-      break;
-    case 5:
+    case 5:  // kLeastHopperGroup
       function.template operator()<2>();
       break;
     case 6:

@@ -44,7 +44,7 @@ class RaisedWarpgroup : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   template <class SumStages>
   __device__ __forceinline__ void sum(SumStages sum_stages) {
     this->clear_sums();
-    with_sum_steps<kGeneral>(args_, [&]<int kSumSteps>() {
+    with_sum_steps(args_, [&]<int kSumSteps>() {
       this->with_own_strips([&]<int kOwn>() { sum_stages.template operator()<kSumSteps, kOwn>(); });
     });
   }

@@ -109,6 +109,14 @@ class PrefillWarpgroup {
     }
   }
 
+  __device__ __forceinline__ void multiply_sums(float factor) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (float& sum : sums_[t]) sum *= factor;
+    }
+  }
+
   // Of channels lane / 4 and lane / 4 + 8 of the warp's, as they are in memory.
   struct StoredParameters {
     std::uint32_t scales, zeros = 0;  // affine: codes are taken as they are

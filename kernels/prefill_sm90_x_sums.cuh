@@ -25,7 +25,7 @@ class XSummer {
 
   /// Of the tile's slice of K.
   __device__ __forceinline__ void add(const TileWalk<WBits, C>& tile) {
-    with_sum_steps<kGeneral>(args_.forward, [&]<int kSumSteps>() { add_by<kSumSteps>(tile); });
+    with_sum_steps(args_.forward, [&]<int kSumSteps>() { add_by<kSumSteps>(tile); });
   }
 
  private:

@@ -22,10 +22,39 @@ __device__ __forceinline__ std::int64_t thread_index() {
   return static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }
 
-__global__ void find_at_least(const std::uint16_t* values, std::int64_t count, unsigned magnitude,
-                              std::int32_t* found) {
-  const std::int64_t i = thread_index();
-  if (i < count && (values[i] & 0x7fffu) >= magnitude) *found = 1;
+// A warp's part each.
+template <DType T, class Zero>
+__global__ void __launch_bounds__(kThreads)
+    fused_parameters(const std::uint16_t* __restrict__ scales, const Zero* __restrict__ zeros,
+                     std::int64_t count, FusedParameters* __restrict__ parts) {
+  FusedParameters found;
+#pragma unroll 4
+  for (std::int64_t i = thread_index(); i < count; i += kFusedParts * 32) {
+    const std::uint32_t magnitude = scales[i] & 0x7fffu;
+    found.largest = max(found.largest, magnitude);
+    if (magnitude != 0) found.least = min(found.least, magnitude);
+    if (zeros == nullptr) continue;
+    const float product = static_cast<float>(zeros[i]) *
+                          scale_to_float(static_cast<std::uint16_t>(magnitude), T == DType::bf16);
+    const auto rounded = bits_as<std::uint16_t>(round_to<T>(product));
+    if (scale_to_float(rounded, T == DType::bf16) != product) found.inexact = 1;
+  }
+  constexpr unsigned kAll = 0xffffffffu;
+  found = {.largest = __reduce_max_sync(kAll, found.largest),
+           .least = ~__reduce_max_sync(kAll, ~found.least),
+           .inexact = __reduce_max_sync(kAll, found.inexact)};
+  if (threadIdx.x % 32 == 0) parts[thread_index() / 32] = found;
+}
+
+template <class Zero>
+cudaError_t find_fused_parameters_of(const std::uint16_t* scales, DType dtype, const Zero* zeros,
+                                     std::int64_t count, FusedParameters* parts,
+                                     cudaStream_t stream) {
+  static_assert(kFusedParts * 32 % kThreads == 0);
+  const auto kernel = dtype == DType::f16 ? fused_parameters<DType::f16, Zero>
+                                          : fused_parameters<DType::bf16, Zero>;
+  return launch_kernel(kernel, dim3(kFusedParts * 32 / kThreads), kThreads, 0, stream, scales,
+                       zeros, count, parts);
 }
 
 // Repacking. A block of the layout is 8 rows of canonical words and 64 channels, whatever the
@@ -338,10 +367,15 @@ template cudaError_t spread_groups(const std::uint8_t*, std::int64_t, const std:
 template cudaError_t spread_groups(const float*, std::int64_t, const std::int32_t*, std::int64_t,
                                    std::int64_t, float*, cudaStream_t);
 
-cudaError_t any_at_least(const std::uint16_t* values, std::int64_t count, std::uint16_t magnitude,
-                         std::int32_t* found, cudaStream_t stream) {
-  return launch_kernel(find_at_least, grid_for(count), kThreads, 0, stream, values, count,
-                       unsigned{magnitude}, found);
+cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
+                                  const std::uint8_t* zeros, std::int64_t count,
+                                  FusedParameters* parts, cudaStream_t stream) {
+  return find_fused_parameters_of(scales, dtype, zeros, count, parts, stream);
+}
+cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
+                                  const std::uint16_t* zeros, std::int64_t count,
+                                  FusedParameters* parts, cudaStream_t stream) {
+  return find_fused_parameters_of(scales, dtype, zeros, count, parts, stream);
 }
 
 cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,

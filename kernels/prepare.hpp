@@ -31,10 +31,21 @@ cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* grou
                           std::int64_t kernel_groups, std::int64_t n_padded, Out* out,
                           cudaStream_t stream);
 
-/// *found = 1 if a value of f16 or bf16 has a magnitude whose bits are `magnitude` or more (Inf and
-/// NaN have the most); else it stays as it is. count > 0.
-cudaError_t any_at_least(const std::uint16_t* values, std::int64_t count, std::uint16_t magnitude,
-                         std::int32_t* found, cudaStream_t stream);
+/// What part of a layer's scales and zeros says about whether one multiply-add makes its weights.
+struct FusedParameters {
+  std::uint32_t largest = 0, least = 0xffff;  ///< bits of magnitudes of scales that are not 0
+  std::uint32_t inexact =
+      0;  ///< whether a scale times its zero is not a number of the scales' type
+};
+/// How many parts there are.
+inline constexpr int kFusedParts = 1024;
+/// -> parts [kFusedParts]. scales and zeros are both [count]; null: zeros are a power of two.
+cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
+                                  const std::uint8_t* zeros, std::int64_t count,
+                                  FusedParameters* parts, cudaStream_t stream);
+cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
+                                  const std::uint16_t* zeros, std::int64_t count,
+                                  FusedParameters* parts, cudaStream_t stream);
 
 /// Double-quantised statistics on the device; see DoubleQuantized for shapes.
 struct Statistics {

@@ -1,249 +1,17 @@
 #pragma once
-// Which kernel runs, with what grid: a pure function of the problem and the device. The table here
-// is also what kernels/instances expands, so every row that can be chosen is compiled.
+// Which kernel runs, with what grid: a pure function of the problem and the device.
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "mpq/device.hpp"
+#include "mpq/kernel_table.hpp"
 #include "mpq/layout.hpp"
 #include "mpq/types.hpp"
 
 namespace mpq {
-
-enum class KernelFamily : std::uint8_t {
-  decode,   ///< few batch rows: as fast as the weights are read; codes enter the products exactly
-  prefill,  ///< many batch rows: weights dequantised to 16 bits
-};
-
-/// "decode" or "prefill".
-constexpr const char* to_string(KernelFamily family) noexcept {
-  return family == KernelFamily::decode ? "decode" : "prefill";
-}
-
-/// The instructions that a kernel needs.
-enum class Isa : std::uint8_t {
-  sm80,   ///< mma.sync, cp.async: compute capability 8.0 and newer
-  sm90a,  ///< wgmma, clusters: exactly 9.0
-};
-
-/// "sm80" or "sm90a".
-constexpr const char* to_string(Isa isa) noexcept {
-  return isa == Isa::sm80 ? "sm80" : "sm90a";
-}
-
-/// One kernel, compiled for every activation type and for the widths that want it (is_compiled).
-struct KernelConfig {
-  KernelFamily family = KernelFamily::decode;
-  Isa isa = Isa::sm80;
-  int tile_n = 0;       ///< output channels of a CTA; decode: of a warp
-  int tile_m = 0;       ///< batch rows of a CTA
-  int warps_n = 1;      ///< warps side by side along N
-  int warps_m = 1;      ///< along M
-  int warps_k = 1;      ///< along K, reduced in a fixed order; decode: the plan turns some to N
-  int stages = 0;       ///< decode: blocks of weights in flight per warp; prefill: of x, at most
-  int ctas_per_sm = 1;  ///< that registers leave room for; sm90a prefill: and shared memory
-  constexpr int warps() const noexcept { return warps_n * warps_m * warps_k; }
-  constexpr int threads() const noexcept { return 32 * warps(); }
-  constexpr bool operator==(const KernelConfig&) const = default;
-};
-
-/// Every kernel there is. Order within a family: growing tile_m.
-inline constexpr std::array kKernelTable{
-    KernelConfig{.tile_n = 64, .tile_m = 2, .warps_k = 8, .stages = 3, .ctas_per_sm = 2},
-    KernelConfig{.tile_n = 64, .tile_m = 8, .warps_k = 8, .stages = 3, .ctas_per_sm = 2},
-    KernelConfig{.tile_n = 32, .tile_m = 16, .warps_k = 8, .stages = 4, .ctas_per_sm = 2},
-    KernelConfig{.tile_n = 32, .tile_m = 32, .warps_k = 8, .stages = 4, .ctas_per_sm = 1},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .tile_n = 64,
-                 .tile_m = 64,
-                 .warps_n = 2,
-                 .warps_m = 2,
-                 .stages = 4,
-                 .ctas_per_sm = 3},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .tile_n = 128,
-                 .tile_m = 128,
-                 .warps_n = 4,
-                 .warps_m = 2,
-                 .stages = 4},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 8,
-                 .warps_n = 8,
-                 .stages = 8,
-                 .ctas_per_sm = 2},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 8,
-                 .warps_n = 4,
-                 .warps_k = 4,
-                 .stages = 12},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 256,
-                 .tile_m = 8,
-                 .warps_n = 8,
-                 .stages = 8,
-                 .ctas_per_sm = 2},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 384,
-                 .tile_m = 8,
-                 .warps_n = 12,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 448,
-                 .tile_m = 8,
-                 .warps_n = 16,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 16,
-                 .warps_n = 8,
-                 .warps_k = 2,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 16,
-                 .warps_n = 8,
-                 .stages = 8,
-                 .ctas_per_sm = 2},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 16,
-                 .warps_n = 4,
-                 .warps_k = 4,
-                 .stages = 12},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 384,
-                 .tile_m = 16,
-                 .warps_n = 12,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 448,
-                 .tile_m = 16,
-                 .warps_n = 16,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 32,
-                 .warps_n = 8,
-                 .warps_k = 2,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 32,
-                 .warps_n = 8,
-                 .stages = 8,
-                 .ctas_per_sm = 2},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 384,
-                 .tile_m = 32,
-                 .warps_n = 12,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 448,
-                 .tile_m = 32,
-                 .warps_n = 16,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 64,
-                 .warps_n = 8,
-                 .warps_k = 2,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 64,
-                 .warps_n = 8,
-                 .stages = 8,
-                 .ctas_per_sm = 2},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 192,
-                 .tile_m = 64,
-                 .warps_n = 12,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 256,
-                 .tile_m = 64,
-                 .warps_n = 16,
-                 .stages = 8},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 256,
-                 .tile_m = 96,
-                 .warps_n = 8,
-                 .stages = 4},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 128,
-                 .warps_n = 8,
-                 .stages = 4},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 192,
-                 .tile_m = 128,
-                 .warps_n = 12,
-                 .stages = 4},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 256,
-                 .tile_m = 128,
-                 .warps_n = 8,
-                 .stages = 5},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 192,
-                 .tile_m = 160,
-                 .warps_n = 12,
-                 .stages = 6},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 160,
-                 .warps_n = 8,
-                 .stages = 4},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 192,
-                 .tile_m = 192,
-                 .warps_n = 12,
-                 .stages = 5},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 192,
-                 .warps_n = 8,
-                 .stages = 6},
-    KernelConfig{.family = KernelFamily::prefill,
-                 .isa = Isa::sm90a,
-                 .tile_n = 128,
-                 .tile_m = 256,
-                 .warps_n = 8,
-                 .stages = 4},
-};
-inline constexpr int kKernelCount = static_cast<int>(kKernelTable.size());
 
 /// Whether a decode kernel multiplies x as fixed-point numbers, in integer products: as digits
 /// (decode_digits.cuh), or bit by bit (decode_planes.cuh).
@@ -335,14 +103,12 @@ constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
 constexpr bool has_several_strips(const KernelConfig& config) noexcept {
   return config.tile_n > 16 * config.warps_n;
 }
-/// Whether there is code for a kernel and a width. Of the sm90a prefill kernels for up to 64 rows
-/// those of 8 rows are for raised codes only, and so are those with four phases along K; of 16 rows
-/// those with two are for 8 bits, which gain nothing from more than 128 channels up to 32 rows,
-/// since memory is the limit (bench/NOTES.md).
-constexpr bool is_compiled(const KernelConfig& config, int bits) noexcept {
-  if (config.isa != Isa::sm90a || config.tile_m > 64) return true;
-  if (bits < 8) return config.tile_m > 16 || config.warps_k != 2;
-  return config.tile_m == 64 || (config.tile_m > 8 && config.tile_n == 128 && config.warps_k != 4);
+/// Columns of the smallest kernel groups that sm90a prefill kernels take.
+inline constexpr int kLeastHopperGroup = 32;
+/// Whether a kernel takes kernel groups of so many columns.
+constexpr bool takes_groups(const KernelConfig& config, std::int64_t group_columns) noexcept {
+  return config.family == KernelFamily::decode || config.isa != Isa::sm90a ||
+         group_columns >= kLeastHopperGroup;
 }
 /// Whether a kernel runs on a device.
 constexpr bool is_available(const KernelConfig& config, int bits,
@@ -368,11 +134,11 @@ constexpr bool multiplies_raised_codes(const KernelConfig& config, int bits) noe
          (config.tile_m <= 16 || (config.tile_m == 32 && has_several_strips(config))) && bits < 8;
 }
 
-/// Whether an sm90a prefill kernel makes each weight by one multiply-add
-/// (kernels/fused_weights.cuh).
+/// Whether an sm90a prefill kernel makes each weight by one multiply-add, of layers for which that
+/// is right (kernels/fused_weights.cuh). With 4 and 8 bits that is faster up to tiles of 128 rows.
 constexpr bool fuses_weights(const KernelConfig& config, int bits) noexcept {
-  return config.family == KernelFamily::prefill && config.isa == Isa::sm90a && bits <= 2 &&
-         !multiplies_raised_codes(config, bits);
+  return config.family == KernelFamily::prefill && config.isa == Isa::sm90a &&
+         !multiplies_raised_codes(config, bits) && (bits <= 2 || config.tile_m <= 128);
 }
 
 /// Whether a stage of an sm90a prefill kernel is 128 columns of K and more, not 64: beginning one
@@ -412,6 +178,7 @@ struct Problem {
   std::int64_t n_padded = 0, k_padded = 0;  ///< of the kernel layout
   std::int64_t group_columns = 128;         ///< of a kernel group; k_padded when there is one
   bool gathers = false;                     ///< x is gathered into the workspace first
+  bool fuses = false;                       ///< one multiply-add makes a weight (fuses_weights)
   bool operator==(const Problem&) const = default;
 };
 

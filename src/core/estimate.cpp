@@ -14,6 +14,8 @@ struct FewRowCosts {
   double exposed;    // of the shorter of products and dequantising
   double tile, tile_per_channel = 0;
   double split, split_squared;  // of a tile cut into so many slices
+  double three_exposed = 1.3;   // of three warpgroups with a strip each, which hide less of each
+  double three_split = 0;       // other than four: factor of exposed; of a slice
   // Of two CTAs a multiprocessor: dequantising, products and reading in one that is alone, both, a
   // tile, when shared, and slices.
   double alone = 0, alone_tensor = 0, alone_read = 0, crowded = 0;
@@ -43,6 +45,8 @@ constexpr FewRowCosts kRoundingBytes{.in_phases = 0.709,
                                      .tile_per_channel = 10.7,
                                      .split = 1022,
                                      .split_squared = 0,
+                                     .three_exposed = 1.2,
+                                     .three_split = 1050,
                                      .alone = 1.271,
                                      .alone_tensor = 0.465,
                                      .alone_read = 1.236,
@@ -106,11 +110,13 @@ double large_group_slots(const KernelConfig& config, const Problem& problem) {
             : config.tile_m > 8 ? 1.179
                                 : 1);
   }
+  const bool fused = problem.fuses && fuses_weights(config, problem.bits);
   switch (problem.bits) {
     case 8:
-      return 137;
+      if (config.tile_m <= 16) return fused ? 129 : 144;
+      return fused ? 118 : shares_x(config) ? 137 : 132;
     case 4:
-      return 125;
+      return fused ? 112 : 125;
     case 2:
       return has_longest_stages(config, problem.bits) ? 113 : 118;
     default:  // made by one multiply-add, which tells where 64 rows are products, too
@@ -227,10 +233,8 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   const FewRowCosts& costs = few_row_costs(config, problem);
   const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
                             (config.warps_k > 1 ? costs.in_phases : 1);
-  // Three warpgroups with a strip each hide less of each other than four.
-  constexpr double kThreeWarpgroups = 1.3;
-  const bool three = config.warps_n == 12 && !has_several_strips(config);
-  const double exposed = few_rows               ? costs.exposed * (three ? kThreeWarpgroups : 1)
+  const bool three = few_rows && config.warps_n == 12 && !has_several_strips(config);
+  const double exposed = few_rows               ? costs.exposed * (three ? costs.three_exposed : 1)
                          : config.tile_m <= 128 ? 0.414
                                                 : 0;
   const double busy =
@@ -251,6 +255,7 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
     const double split = cluster.split;
     fixed +=
         few_rows ? costs.split + costs.split_squared * split * split : 3280 + 71.3 * split * split;
+    if (three) fixed += costs.three_split * (split - 1);
     const double sent = !few_rows ? 0.0405 : config.warps_k > 1 ? 0.1 : 0.108;
     fixed += sent * bytes * (split - 1) / split;
   }

@@ -1,5 +1,6 @@
 #include "mpq/layout.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <numeric>
@@ -8,6 +9,9 @@ namespace mpq {
 namespace {
 
 constexpr std::int64_t kSmallestGroup = 16;  // one tensor-core step
+// Smaller groups are slow (kLeastHopperGroup); padding is not, if it is little.
+constexpr std::int64_t kSmallGroup = 32;
+constexpr double kMostPadding = 0.25;
 
 // Columns of each group, in order of group and column. A counting sort rather than a radix sort on
 // the device: the host holds g_idx anyway, K is at most some ten thousands, and the sizes of the
@@ -37,17 +41,22 @@ SortedColumns sort_columns(std::int64_t k, std::int64_t group_size,
 }
 
 // The largest power of two that divides the population of every group but the last one in use,
-// which padding completes; kSmallestGroup at least, k_padded if there is only one group.
+// which padding completes; k_padded if there is only one group. At least kSmallestGroup; where
+// columns move anyway, and that takes little padding, kSmallGroup.
 std::int64_t kernel_group(const SortedColumns& sorted, std::int64_t k, std::int64_t k_padded) {
-  std::int64_t common = 0;
+  std::int64_t common = 0, padding = 0;
   for (std::size_t g = 0; g + 1 < sorted.begin.size(); ++g) {
     const bool last = sorted.begin[g + 1] == k;
     if (last) break;
-    common = std::gcd(common, sorted.begin[g + 1] - sorted.begin[g]);
+    const std::int64_t population = sorted.begin[g + 1] - sorted.begin[g];
+    common = std::gcd(common, population);
+    padding += round_up(population, kSmallGroup) - population;
   }
   if (common == 0) return k_padded;
   const std::int64_t power = common & -common;
-  return std::max(power, kSmallestGroup);
+  const bool in_place = power >= kSmallestGroup && std::ranges::is_sorted(sorted.columns);
+  const bool little = static_cast<double>(padding) <= kMostPadding * static_cast<double>(k);
+  return std::max(power, !in_place && little ? kSmallGroup : kSmallestGroup);
 }
 
 }  // namespace

@@ -213,7 +213,9 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
 }
 
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  if (runs_sm90a_code(device)) return fastest(problem, device, options);
+  if (runs_sm90a_code(device) && problem.group_columns >= kLeastHopperGroup) {
+    return fastest(problem, device, options);
+  }
   return problem.m <= kDecodeRows ? smallest_decode(problem, device, options)
                                   : largest_prefill(problem, device);
 }
@@ -278,6 +280,11 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                                device.sm90a_code ? "" : ", the build has no code for 90a"));
   }
   const KernelConfig& config = result.config();
+  if (!takes_groups(config, problem.group_columns)) {
+    throw Error(ErrorCode::unsupported,
+                detail::format("plan: {} takes groups of {} columns and more, the layer has {}",
+                               to_string(config), kLeastHopperGroup, problem.group_columns));
+  }
   const int tile_rows = config.family == KernelFamily::decode
                             ? decode_tile_rows(config, problem.bits, problem.group_columns)
                             : config.tile_m;

@@ -53,6 +53,8 @@ const kernels::KernelEntry& kernel_entry(int row, int bits, DType dtype) {
              : entries_of<KernelFamily::prefill, Isa::sm90a>(bits, dtype)[index];
 }
 
+constexpr std::size_t kFusedPartsBytes = kernels::kFusedParts * sizeof(kernels::FusedParameters);
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(int bits, const LinearConfig& config, Device device)
@@ -126,13 +128,15 @@ class CudaBackend final : public Backend {
             .n_padded = n_padded(),
             .k_padded = order_.k_padded,
             .group_columns = order_.group_columns,
-            .gathers = order_.gathers()};
+            .gathers = order_.gathers(),
+            .fuses = fused_shift_.has_value()};
   }
   kernels::Statistics statistics() const;
-  // Whether prefill kernels could make its weights that way, if no scale is too large.
-  bool fuses_weights() const {
-    return bits_ <= 2 && zero_kind_ != ZeroKind::affine && scale_dtype_ == config_.dtype;
+  // Whether one multiply-add could make its weights, as far as the kinds of its parameters tell.
+  bool may_fuse_weights() const {
+    return zero_kind_ != ZeroKind::affine && scale_dtype_ == config_.dtype;
   }
+  std::optional<int> find_fused_shift(const Parameters& ready, StreamRef stream) const;
   // Why the statistics cannot stay packed; null if they can.
   const char* why_not_packed() const;
   bool packs_statistics(const PrepareOptions& options) const;
@@ -148,7 +152,7 @@ class CudaBackend final : public Backend {
   DType scale_dtype_ = DType::f16;
   ZeroKind zero_kind_ = ZeroKind::none;
   bool prepared_ = false;
-  bool scales_fit_fused_weights_ = false;
+  std::optional<int> fused_shift_;  // none: it could not
   ColumnOrder order_;
   Parameters parameters_;
   std::optional<Compressed> compressed_;
@@ -292,9 +296,37 @@ std::size_t CudaBackend::prepare_bytes() const {
   std::int64_t bytes = order_.k_padded * bits_ / 8 * n_padded() + 2 * statistics +
                        (affine ? 4 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
                        4 * (order_.k_padded + order_.kernel_groups()) +
-                       (fuses_weights() ? 4 : 0);               // whether a scale is too large
+                       (may_fuse_weights() ? static_cast<std::int64_t>(kFusedPartsBytes) : 0);
   if (compressed_) bytes += groups() * n() * (affine ? 6 : 2);  // decoded, not yet in order
   return static_cast<std::size_t>(bytes);
+}
+
+std::optional<int> CudaBackend::find_fused_shift(const Parameters& ready, StreamRef stream) const {
+  if (!may_fuse_weights()) return std::nullopt;
+  std::vector<kernels::FusedParameters> parts(kernels::kFusedParts);
+  DeviceBuffer buffer(device_, kFusedPartsBytes);
+  const auto find = [&](const auto& zeros) {
+    const bool differ = zero_kind_ == ZeroKind::integer;
+    check_cuda(kernels::find_fused_parameters(ready.scales.data(), scale_dtype_,
+                                              differ ? zeros.data() : nullptr, ready.scales.size(),
+                                              static_cast<kernels::FusedParameters*>(buffer.data()),
+                                              stream.get()),
+               "find_fused_parameters");
+  };
+  if (bits_ < 8) {
+    find(ready.narrow_zeros);
+  } else {
+    find(ready.zeros);
+  }
+  buffer.copy_to_host(parts.data(), kFusedPartsBytes, 0, stream);
+  kernels::FusedParameters all;
+  for (const kernels::FusedParameters& part : parts) {
+    all.largest = std::max(all.largest, part.largest);
+    all.least = std::min(all.least, part.least);
+    all.inexact |= part.inexact;
+  }
+  if (all.inexact != 0) return std::nullopt;
+  return kernels::fused_shift(bits_, scale_dtype_, all.largest, all.least);
 }
 
 void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
@@ -361,22 +393,14 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
                                             ready.narrow_zeros.data(), stream.get()),
                "negate_complemented");
   }
-  std::int32_t too_large = 1;
-  if (fuses_weights()) {
-    auto found = upload(device_, std::vector{std::int32_t{0}}, 1, 1, stream);
-    check_cuda(kernels::any_at_least(ready.scales.data(), ready.scales.size(),
-                                     kernels::fused_scale_limit(bits_, scale_dtype_), found.data(),
-                                     stream.get()),
-               "any_at_least");
-    found.buffer().copy_to_host(&too_large, sizeof(too_large), 0, stream);
-  }
+  const auto fused_shift = find_fused_shift(ready, stream);
   // What was loaded is freed below: the kernels must have read it.
   check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   ready.bias = std::move(parameters_.bias);
   parameters_ = std::move(ready);
   source_ = std::move(source);
   compressed_.reset();
-  scales_fit_fused_weights_ = too_large == 0;
+  fused_shift_ = fused_shift;
   prepared_ = true;
 }
 
@@ -408,7 +432,7 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           .n_padded = static_cast<int>(n_padded()),
           .group_shift = group_shift(),
           .scales_are_bf16 = scale_dtype_ == DType::bf16,
-          .scales_fit_fused_weights = scales_fit_fused_weights_,
+          .fused_shift = static_cast<std::int8_t>(fused_shift_.value_or(-1)),
           .programmatic = false,
           .chunks = plan.chunks,
           .part = split.part,

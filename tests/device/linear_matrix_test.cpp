@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <bit>
 #include <string>
 #include <vector>
 
@@ -58,7 +59,7 @@ void check_layer(const AnyQuantizedWeights& weights, DType dtype, std::uint64_t 
     }
   };
   for (const std::int64_t m : kBatches) check(m, -1);
-  for (const int kernel : usable_kernels(bits_of(weights))) {
+  for (const int kernel : usable_kernels(weights)) {
     check(1, kernel);
     check(33, kernel);
     if (!splits_k(kernel)) continue;
@@ -114,7 +115,7 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
       linear.prepare_params();
       const auto x = random_activations(9, 300, dtype, 5);
       const Reference reference = reference_forward(weights, view(x, dtype, 9, 300));
-      for (const int kernel : usable_kernels(bits)) {
+      for (const int kernel : usable_kernels(weights)) {
         for (const std::int64_t padding : {0, 1, 4}) {
           // Of the K-splitting kernels one after the other with every cluster.
           const bool decodes =
@@ -140,29 +141,33 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
   }
 }
 
-// Where one multiply-add makes a weight of 1 or 2 bits, as long as no scale is too large: every
-// zero, with the largest scales that may be, and with one more.
-TEST_CASE("every zero and large scales are right", "[small]") {
-  const auto bits = GENERATE(1, 2);
+// Where one multiply-add makes a weight, as long as scales are not too large or too far apart, and
+// their products with zeros are exact.
+TEST_CASE("all scales and zeros are right", "[small]") {
+  enum Case { largest_scales, lowered_scales, scales_far_apart, all_zeros, cases };
+  const auto bits = GENERATE(1, 2, 4, 8);
   const auto dtype = GENERATE(DType::f16, DType::bf16);
-  const bool one_too_large = GENERATE(false, true);
+  const int which = GENERATE(range(0, static_cast<int>(cases)));
   constexpr std::int64_t kK = 300, kN = 70, kRows = 3;
   auto weights = random_weights(
       {.bits = bits, .k = kK, .n = kN, .group_size = 32, .scale_dtype = dtype, .seed = 8});
   WeightsData& data = data_of(weights);
   const auto limit = kernels::fused_scale_limit(bits, dtype);
   for (std::size_t i = 0; i < data.scales.size(); ++i) {
-    data.zeros[i] = static_cast<std::uint16_t>(i % ((1u << bits) + 1));
-    const auto magnitude = i % 7 == 0 ? limit - 1u : data.scales[i];
+    const auto zero = static_cast<unsigned>(i) % ((1u << bits) + 1);
+    data.zeros[i] = static_cast<std::uint16_t>(which == all_zeros ? zero : std::bit_floor(zero));
+    const auto magnitude = i % 7 == 0 || data.scales[i] >= limit ? limit - 1u : data.scales[i];
     data.scales[i] = static_cast<std::uint16_t>(magnitude | (i % 3 == 0 ? 0x8000u : 0u));
   }
-  if (one_too_large) data.scales[5 * kN + 66] = limit;
+  if (which == lowered_scales || which == scales_far_apart) data.scales[5 * kN + 66] = limit;
+  if (which == scales_far_apart) data.scales[3 * kN + 2] = 1;  // subnormal
   AnyLinear linear(weights, Device::cuda(), dtype);
   linear.prepare_params();
   const auto x = random_activations(kRows, kK, dtype, 9);
   const Reference reference = reference_forward(weights, view(x, dtype, kRows, kK));
-  for (const int kernel : usable_kernels(bits)) {
+  for (const int kernel : usable_kernels(weights)) {
     if (!fuses_weights(kKernelTable[static_cast<std::size_t>(kernel)], bits)) continue;
+    if (is_slow() && kernel % cases != which) continue;
     const auto y = run_linear(linear, x, {.m = kRows, .options = {.kernel = kernel}});
     const auto mismatch = find_mismatch(reference, view(y, dtype, kRows, kN), true);
     if (mismatch) FAIL_CHECK("w" << bits << " kernel " << kernel << ": " << *mismatch);
@@ -205,7 +210,7 @@ TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   const auto x = random_activations(kRows, kK, DType::f16, 22, /*exact=*/true);
   const auto expected =
       rounded(reference_forward(weights, view(x, DType::f16, kRows, kK)), DType::f16);
-  for (const int kernel : usable_kernels(bits)) {
+  for (const int kernel : usable_kernels(weights)) {
     INFO(fmt::format("w{} group {} {}", bits, group_size,
                      to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
     CHECK(run_linear(linear, x, {.m = kRows, .x_padding = 4, .options = {.kernel = kernel}}) ==
@@ -222,7 +227,7 @@ TEST_CASE("forward is right where x does not fit shared memory") {
   linear.prepare_params();
   const auto x = random_activations(40, 80000, DType::f16, 7);
   const Reference all = reference_forward(weights, view(x, DType::f16, 40, 80000));
-  for (const int kernel : usable_kernels(bits)) {
+  for (const int kernel : usable_kernels(weights)) {
     for (const std::int64_t m : {1, 40}) {
       Reference reference = all;
       reference.rows = m;

@@ -59,7 +59,7 @@ TEST_CASE("one-hot rows read every weight back") {
         x[static_cast<std::size_t>(k * shape.k + k)] = from_float(1.f, dtype);
       }
       const AnyLinear linear = prepared(weights, dtype);
-      for (const int kernel : usable_kernels(bits)) {
+      for (const int kernel : usable_kernels(weights)) {
         INFO(fmt::format("w{} {} zeros {} group {} act-order {} K {} N {} {}", bits,
                          to_string(dtype), to_string(zeros), shape.group_size, act_order, shape.k,
                          shape.n, to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
@@ -94,7 +94,7 @@ TEST_CASE("integers add up exactly in every kernel") {
       // The prefill kernels round weights to the activations' type; of these integers only 8 bits
       // times a scale plus b do not fit bf16's 8 significant bits.
       const bool weights_fit = dtype == DType::f16 || bits < 8 || zeros != ZeroKind::affine;
-      for (const int kernel : usable_kernels(bits)) {
+      for (const int kernel : usable_kernels(weights)) {
         const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
         if (config.family == KernelFamily::prefill && !weights_fit) continue;
         INFO(fmt::format("w{} {} zeros {} group {} act-order {} K {} N {} {}", bits,
@@ -123,7 +123,7 @@ TEST_CASE("weights that are zero leave next to nothing", "[small]") {
   const AnyLinear linear = prepared(weights, dtype);
   const auto x = random_activations(kRows, kK, dtype, 42);
   const float scale = 1.f / 32;  // the largest that random_weights makes
-  for (const int kernel : usable_kernels(bits)) {
+  for (const int kernel : usable_kernels(weights)) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     INFO(fmt::format("w{} {} {}", bits, to_string(dtype), to_string(config)));
     const bool raised = multiplies_raised_codes(config, bits);
@@ -151,11 +151,11 @@ TEST_CASE("a row of x that is not finite gives no number, and only in its row", 
   const auto bad =
       GENERATE(std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity());
   constexpr std::int64_t kK = 384, kN = 70, kRows = 2;
-  const AnyLinear linear =
-      prepared(random_weights({.bits = 4, .k = kK, .n = kN, .seed = 51}), dtype);
+  const auto weights = random_weights({.bits = 4, .k = kK, .n = kN, .seed = 51});
+  const AnyLinear linear = prepared(weights, dtype);
   auto x = random_activations(kRows, kK, dtype, 52);
   x[kK + 200] = from_float(bad, dtype);
-  for (const int kernel : usable_kernels(4)) {
+  for (const int kernel : usable_kernels(weights)) {
     INFO(fmt::format("{} {}", to_string(dtype),
                      to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
     const auto y = run_linear(linear, x, {.m = kRows, .options = {.kernel = kernel}});
@@ -187,7 +187,7 @@ TEST_CASE("a power of two on a row of x is the same on its row of y", "[small]")
   }
   const float least = dtype == DType::f16 ? 0x1p-13f : 0x1p-120f;  // above subnormal numbers
   const float most = dtype == DType::f16 ? 0x1p15f : 0x1p120f;
-  for (const int kernel : usable_kernels(bits)) {
+  for (const int kernel : usable_kernels(weights)) {
     INFO(fmt::format("w{} {} zeros {} {}", bits, to_string(dtype), to_string(zeros),
                      to_string(kKernelTable[static_cast<std::size_t>(kernel)])));
     const auto y = run_linear(linear, x, {.m = rows, .options = {.kernel = kernel}});

@@ -49,7 +49,7 @@ TEST_CASE("packed statistics give the bits of decoded ones, in every kernel", "[
   constexpr std::int64_t kRows = 3;
   const auto x = random_activations(kRows, kK, dtype, 5);
   const Reference reference = reference_forward(weights, view(x, dtype, kRows, kK));
-  for (const int kernel : usable_kernels(bits)) {
+  for (const int kernel : usable_kernels(weights)) {
     const RunSpec run{.m = kRows, .options = {.kernel = kernel}};
     const auto y = run_linear(packed, x, run);
     INFO(fmt::format("w{} {} group {} dq {} kernel {}", bits, to_string(dtype), group_size,

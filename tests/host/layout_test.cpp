@@ -108,6 +108,8 @@ TEST_CASE("regular groups need no gather and little padding") {
   CHECK(order_columns(4, 4096, 48, {}).group_columns == 16);  // 48 is no power of two
   CHECK(order_columns(4, 160, 128, {}).k_padded == 256);      // ragged: to the layout's 128
   CHECK(order_columns(1, 4096, 100, {}).gathers());
+  CHECK(order_columns(1, 4096, 100, {}).group_columns == 16);  // to 112; 128 were a quarter more
+  CHECK(order_columns(1, 4096, 120, {}).group_columns == 32);
   // Act-order as GPTQ makes it keeps whole groups.
   std::vector<std::int32_t> g_idx(4096);
   for (std::size_t i = 0; i < g_idx.size(); ++i) g_idx[i] = static_cast<std::int32_t>(i % 32);
@@ -115,6 +117,12 @@ TEST_CASE("regular groups need no gather and little padding") {
   CHECK(order.gathers());
   CHECK(order.group_columns == 128);
   CHECK(order.k_padded == 4096);
+  // A part of such a layer, as tensor parallelism cuts it, has some of each group's columns.
+  std::vector<std::int32_t> part;
+  for (std::int32_t i = 0; i < 2048; ++i) part.push_back(i * i % 4093 % 32);
+  const auto uneven = order_columns(4, 2048, 64, part);
+  CHECK(uneven.group_columns == 32);
+  CHECK(uneven.k_padded <= 2048 * 5 / 4 + 128);
 }
 
 }  // namespace

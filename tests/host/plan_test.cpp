@@ -315,6 +315,23 @@ TEST_CASE("Hopper's instructions are used on Hopper only, and only if they were 
   }
 }
 
+TEST_CASE("groups that Hopper's kernels do not take are for the others") {
+  Problem small = problem(4096);
+  small.group_columns = kLeastHopperGroup / 2;
+  for (const std::int64_t m : {1, 3, 64, 4096}) {
+    small.m = m;
+    const Plan chosen = plan(small, kHopper);
+    CHECK(takes_groups(chosen.config(), small.group_columns));
+    CHECK(chosen.config().isa == Isa::sm80);
+  }
+  for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+    if (config.isa == Isa::sm80 || !is_compiled(config, small.bits)) continue;
+    CHECK(refuses([&] { plan(small, kHopper, {.kernel = kernel}); }, ErrorCode::unsupported,
+                  "groups of 32 columns and more, the layer has 16"));
+  }
+}
+
 TEST_CASE("kernels that a width has no use for are refused") {
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];

@@ -55,11 +55,15 @@ std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector
   return y;
 }
 
-std::vector<int> usable_kernels(int bits) {
+std::vector<int> usable_kernels(const AnyQuantizedWeights& weights) {
   const DeviceTraits device = traits_of(Device::cuda());
+  const WeightsData& data = data_of(weights);
+  const int bits = bits_of(weights);
+  const ColumnOrder order = order_columns(bits, data.in_features, data.group_size, data.g_idx);
   std::vector<int> rows;
   for (int row = 0; row < kKernelCount; ++row) {
-    if (is_available(kKernelTable[static_cast<std::size_t>(row)], bits, device)) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
+    if (is_available(config, bits, device) && takes_groups(config, order.group_columns)) {
       rows.push_back(row);
     }
   }

@@ -23,8 +23,8 @@ struct RunSpec {
 std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector<std::uint16_t>& x,
                                       const RunSpec& spec);
 
-/// Rows of kKernelTable that run on cuda:0 in this build, with weights of so many bits.
-std::vector<int> usable_kernels(int bits);
+/// Rows of kKernelTable that run on cuda:0 in this build, with such weights.
+std::vector<int> usable_kernels(const AnyQuantizedWeights& weights);
 /// Whether a row takes ForwardOptions::cluster.
 bool splits_k(int kernel);
 
