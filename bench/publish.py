@@ -38,7 +38,7 @@ PEER_NAMES = {
 
 
 class Results:
-    """Rows of several files by (bits, dtype, mode, N, K, M); group 128 and integer zeros only."""
+    """Rows of several files by (bits, dtype, zeros, mode, N, K, M); groups of 128, integer zeros or none."""
 
     @property
     def where(self):
@@ -53,27 +53,27 @@ class Results:
                 sys.exit(f"{file}: {data['device']} is not where the files before were measured")
             self.device = data["device"]
             for row in data["rows"]:
-                if row["group"] == 128 and row["zeros"] == "int":
-                    key = (row["bits"], row["dtype"], row["mode"], row["N"], row["K"], row["M"])
-                    self.rows[key] = row
+                if row["group"] == 128 and row["zeros"] in ("int", "none"):
+                    key = (row["bits"], row["dtype"], row["zeros"], row["mode"])
+                    self.rows[*key, row["N"], row["K"], row["M"]] = row
 
-    def get(self, bits, shape, m, dtype="f16", mode="isolated"):
-        return self.rows.get((bits, dtype, mode, *shape, m))
+    def get(self, bits, shape, m, dtype="f16", mode="isolated", zeros="int"):
+        return self.rows.get((bits, dtype, zeros, mode, *shape, m))
 
-    def batches(self, mode="isolated"):
-        return sorted({key[5] for key in self.rows if key[2] == mode})
+    def batches(self, mode="isolated", zeros="int"):
+        return sorted({key[6] for key in self.rows if key[2:4] == (zeros, mode)})
 
     def shapes(self):
-        return sorted({key[3:5] for key in self.rows})
+        return sorted({key[4:6] for key in self.rows})
 
-    def of_shapes(self, field, bits, m, mode="isolated"):
+    def of_shapes(self, field, bits, m, mode="isolated", zeros="int"):
         """A figure of every shape that was measured."""
-        rows = [self.get(bits, shape, m, mode=mode) for shape in self.shapes()]
+        rows = [self.get(bits, shape, m, mode=mode, zeros=zeros) for shape in self.shapes()]
         return [row[field] for row in rows if row]
 
-    def mean_share(self, bits, m, mode="isolated"):
+    def mean_share(self, bits, m, mode="isolated", zeros="int"):
         """Geometric mean over the shapes that were measured, and how many these are."""
-        return geometric_mean(self.of_shapes("share", bits, m, mode))
+        return geometric_mean(self.of_shapes("share", bits, m, mode, zeros))
 
 
 def geometric_mean(values):
@@ -135,6 +135,22 @@ def tables(results, note):
                 [str(bits)]
                 + [mean_and_least(results.of_shapes("ratio_cublas", bits, m)) for m in many]
                 for bits in WIDTHS
+            ],
+        )
+    symmetric = [m for m in results.batches(zeros="none") if m in results.batches()]
+    if symmetric:
+        text += "\nSymmetric weights, whose zeros are a power of two: share of the limit with integer zeros,"
+        text += " and without,\ngeometric mean over the shapes:\n\n"
+        text += table(
+            ["bits"] + [f"batch {m}" for m in symmetric],
+            [
+                [str(bits)]
+                + [
+                    ", ".join(f"{results.mean_share(bits, m, zeros=z)[0]:.2f}" for z in ("int", "none"))
+                    for m in symmetric
+                ]
+                for bits in WIDTHS
+                if results.of_shapes("share", bits, symmetric[0], zeros="none")
             ],
         )
     chained = results.batches("chained")
@@ -219,7 +235,7 @@ def main():
     arguments = parser.parse_args()
     results = Results(arguments.results)
     if not results.rows:
-        sys.exit("no rows with groups of 128 and integer zeros")
+        sys.exit("no rows with groups of 128 and integer zeros or none")
 
     readme = README.read_text()
     if BEGIN not in readme or END not in readme:
