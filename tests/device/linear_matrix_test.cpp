@@ -22,7 +22,7 @@ constexpr std::array kGroupSizes{-1, 1, 7, 32, 64, 100, 128};
 constexpr std::array<std::int64_t, 9> kAwkwardK{1, 7, 33, 100, 192, 257, 320, 512, 700};
 constexpr std::array<std::int64_t, 8> kAwkwardN{1, 5, 16, 63, 65, 100, 129, 200};
 
-// The emulated device, which has few multiprocessors: a half of the cases is enough for it.
+// The emulated device, which has few multiprocessors: a part of the cases is enough for it.
 bool is_slow() {
   return traits_of(Device::cuda()).sm_count < 16;
 }
@@ -99,9 +99,11 @@ TEST_CASE("forward is right for every kind of layer") {
 TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto dtype = GENERATE(DType::f16, DType::bf16);
+  int layer = dtype == DType::f16 ? 0 : 1;
   for (const auto zeros : {ZeroKind::integer, ZeroKind::affine}) {
     for (const bool act_order : {false, true}) {
       if (is_slow() && act_order && zeros == ZeroKind::integer) continue;
+      ++layer;
       const auto weights = random_weights({.bits = bits,
                                            .k = 300,
                                            .n = 70,
@@ -117,6 +119,7 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
       const Reference reference = reference_forward(weights, view(x, dtype, 9, 300));
       for (const int kernel : usable_kernels(weights)) {
         for (const std::int64_t padding : {0, 1, 4}) {
+          if (is_slow() && (kernel + layer + padding) % 2 != 0) continue;
           // Of the K-splitting kernels one after the other with every cluster.
           const bool decodes =
               kKernelTable[static_cast<std::size_t>(kernel)].family == KernelFamily::decode;
