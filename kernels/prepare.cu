@@ -46,17 +46,6 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % 32 == 0) parts[thread_index() / 32] = found;
 }
 
-template <class Zero>
-cudaError_t find_fused_parameters_of(const std::uint16_t* scales, DType dtype, const Zero* zeros,
-                                     std::int64_t count, FusedParameters* parts,
-                                     cudaStream_t stream) {
-  static_assert(kFusedParts * 32 % kThreads == 0);
-  const auto kernel = dtype == DType::f16 ? fused_parameters<DType::f16, Zero>
-                                          : fused_parameters<DType::bf16, Zero>;
-  return launch_kernel(kernel, dim3(kFusedParts * 32 / kThreads), kThreads, 0, stream, scales,
-                       zeros, count, parts);
-}
-
 // Repacking. A block of the layout is 8 rows of canonical words and 64 channels, whatever the
 // width: a CTA brings a few blocks to shared memory in rows of 256 bytes and writes them as the
 // layout has them, a thread 16 bytes of each block.
@@ -367,16 +356,19 @@ template cudaError_t spread_groups(const std::uint8_t*, std::int64_t, const std:
 template cudaError_t spread_groups(const float*, std::int64_t, const std::int32_t*, std::int64_t,
                                    std::int64_t, float*, cudaStream_t);
 
-cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
-                                  const std::uint8_t* zeros, std::int64_t count,
-                                  FusedParameters* parts, cudaStream_t stream) {
-  return find_fused_parameters_of(scales, dtype, zeros, count, parts, stream);
+template <class Zero>
+cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype, const Zero* zeros,
+                                  std::int64_t count, FusedParameters* parts, cudaStream_t stream) {
+  static_assert(kFusedParts * 32 % kThreads == 0);
+  const auto kernel = dtype == DType::f16 ? fused_parameters<DType::f16, Zero>
+                                          : fused_parameters<DType::bf16, Zero>;
+  return launch_kernel(kernel, dim3(kFusedParts * 32 / kThreads), kThreads, 0, stream, scales,
+                       zeros, count, parts);
 }
-cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
-                                  const std::uint16_t* zeros, std::int64_t count,
-                                  FusedParameters* parts, cudaStream_t stream) {
-  return find_fused_parameters_of(scales, dtype, zeros, count, parts, stream);
-}
+template cudaError_t find_fused_parameters(const std::uint16_t*, DType, const std::uint8_t*,
+                                           std::int64_t, FusedParameters*, cudaStream_t);
+template cudaError_t find_fused_parameters(const std::uint16_t*, DType, const std::uint16_t*,
+                                           std::int64_t, FusedParameters*, cudaStream_t);
 
 cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,
                                   float* affine_zeros, cudaStream_t stream) {

@@ -34,18 +34,15 @@ cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* grou
 /// What part of a layer's scales and zeros says about whether one multiply-add makes its weights.
 struct FusedParameters {
   std::uint32_t largest = 0, least = 0xffff;  ///< bits of magnitudes of scales that are not 0
-  std::uint32_t inexact =
-      0;  ///< whether a scale times its zero is not a number of the scales' type
+  std::uint32_t inexact = 0;  ///< whether a scale times its zero has to be rounded to their type
 };
 /// How many parts there are.
 inline constexpr int kFusedParts = 1024;
-/// -> parts [kFusedParts]. scales and zeros are both [count]; null: zeros are a power of two.
-cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
-                                  const std::uint8_t* zeros, std::int64_t count,
-                                  FusedParameters* parts, cudaStream_t stream);
-cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype,
-                                  const std::uint16_t* zeros, std::int64_t count,
-                                  FusedParameters* parts, cudaStream_t stream);
+/// -> parts [kFusedParts]. scales and zeros are both [count]; null: zeros are a power of two. For
+/// u8 and u16.
+template <class Zero>
+cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype, const Zero* zeros,
+                                  std::int64_t count, FusedParameters* parts, cudaStream_t stream);
 
 /// Double-quantised statistics on the device; see DoubleQuantized for shapes.
 struct Statistics {

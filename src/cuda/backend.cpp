@@ -306,11 +306,10 @@ std::optional<int> CudaBackend::find_fused_shift(const Parameters& ready, Stream
   std::vector<kernels::FusedParameters> parts(kernels::kFusedParts);
   DeviceBuffer buffer(device_, kFusedPartsBytes);
   const auto find = [&](const auto& zeros) {
-    const bool differ = zero_kind_ == ZeroKind::integer;
-    check_cuda(kernels::find_fused_parameters(ready.scales.data(), scale_dtype_,
-                                              differ ? zeros.data() : nullptr, ready.scales.size(),
-                                              static_cast<kernels::FusedParameters*>(buffer.data()),
-                                              stream.get()),
+    const auto* each = zero_kind_ == ZeroKind::integer ? zeros.data() : nullptr;
+    check_cuda(kernels::find_fused_parameters(
+                   ready.scales.data(), scale_dtype_, each, ready.scales.size(),
+                   static_cast<kernels::FusedParameters*>(buffer.data()), stream.get()),
                "find_fused_parameters");
   };
   if (bits_ < 8) {
