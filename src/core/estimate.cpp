@@ -264,6 +264,11 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   return waves * stages * stage + fixed + (waves - 1) * next;
 }
 
+double least_cycles(const Problem& problem, const DeviceTraits& device) {
+  return static_cast<double>(problem.m) * static_cast<double>(problem.n_padded) *
+         static_cast<double>(problem.k_padded) / (kMultiplyAddsPerCycle * device.sm_count);
+}
+
 double estimate_in_chain(const KernelConfig& config, int cluster, std::int64_t ctas,
                          const DeviceTraits& device, double cycles) {
   constexpr double kShares = -800;

@@ -29,6 +29,9 @@ std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, i
 double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
                         const Problem& problem, const DeviceTraits& device, bool chained = false);
 
+/// What estimate_prefill is above for every kernel: cycles of the products.
+double least_cycles(const Problem& problem, const DeviceTraits& device);
+
 /// Bytes a cycle: a multiprocessor's share of what memory gives, where an H200's gets `of_h200`.
 double read_bytes_per_cycle(const DeviceTraits& device, double of_h200);
 

@@ -15,6 +15,13 @@ namespace {
 // are slower than the largest (8 bits, 8192 x 8192, 2048 rows: 463 and 457 us against 415).
 constexpr std::int64_t kOddTileRows = 1024;
 
+// Whether a kernel is one of those to choose from.
+bool is_candidate(const KernelConfig& config, const Problem& problem) {
+  if (config.isa != Isa::sm90a || !is_compiled(config, problem.bits)) return false;
+  if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) return false;
+  return config.tile_m < 4 * std::max<std::int64_t>(problem.m, 8);  // else mostly empty
+}
+
 // The cheapest cluster for a row, as far as the options leave it open.
 Candidate best_cluster(const KernelConfig& config, const Problem& problem,
                        const DeviceTraits& device, const ForwardOptions& options) {
@@ -70,9 +77,8 @@ void place_tiles(const Problem& problem, const DeviceTraits& device, const Clust
   plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, config.tile_m));
   plan.grid_n = static_cast<unsigned>(tiles / plan.grid_m * cluster.multicast);
   if constexpr (requires { plan.shared_bytes; }) {
-    if (config.ctas_per_sm == 2 && walkers <= resident_clusters(device, cluster)) {
-      plan.shared_bytes = static_cast<int>(alone_shared_bytes(device));
-    }
+    const bool apart = config.ctas_per_sm == 2 && walkers <= resident_clusters(device, cluster);
+    plan.shared_bytes = apart ? static_cast<int>(alone_shared_bytes(device)) : 0;
   }
 }
 
@@ -82,40 +88,42 @@ Problem with_channels(Problem problem, std::int64_t channels) {
   return problem;
 }
 
-// The row of the sm90a prefill kernel for many rows that has this tile; to be known when compiled.
-consteval int row_of_tile(int tile_n, int tile_m) {
-  const auto row =
-      std::find_if(kKernelTable.begin(), kKernelTable.end(), [&](const KernelConfig& config) {
-        return config.isa == Isa::sm90a && shares_x(config) && config.tile_n == tile_n &&
-               config.tile_m == tile_m;
-      });
-  return row != kKernelTable.end() ? static_cast<int>(row - kKernelTable.begin())
-                                   : throw "no such tile";
+// Whether a kernel can take full waves of tiles, so that another one takes the channels that would
+// begin a wave without filling it. With many rows only the largest was ever ahead of one launch.
+bool takes_full_waves(const KernelConfig& config, const Problem& problem) {
+  constexpr std::int64_t kManyRows = 512;
+  if (!is_candidate(config, problem)) return false;
+  return config.ctas_per_sm == 1 && config.warps_k == 1 &&
+         (problem.m <= kManyRows || config.tile_m == 256);
 }
 
 // Cuts off the channels whose tiles would begin a wave without filling it, if that is faster: full
-// waves of a large tile, and for the other channels what is best for them. Other heads, and these
-// with fewer rows, were not ahead of one launch (bench/NOTES.md).
+// waves of a large tile, and for the other channels what is best for them.
 void cut_tail(const Problem& problem, const DeviceTraits& device, double cycles, Plan& plan) {
-  constexpr double kSecondLaunch = 7000, kLeastGain = 1.015;  // cycles; of the whole
-  constexpr std::int64_t kLeastRows = 97, kRowsOfSmaller = 128;
-  if (problem.m < kLeastRows) return;
-  const int row = problem.m > kRowsOfSmaller ? row_of_tile(128, 256) : row_of_tile(256, 128);
-  const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
+  // Cycles; of the whole, by which estimates of many rows may be wrong.
+  constexpr double kSecondLaunch = 6500, kLeastGain = 1.022, kLeastGainOfFewRows = 1.01;
+  constexpr std::int64_t kFewRows = 64;
   const std::int64_t resident = resident_clusters(device, {});
-  const std::int64_t tiles = cluster_tiles(config, problem, 1) / resident * resident;
-  const std::int64_t channels = tiles / ceil_div(problem.m, config.tile_m) * config.tile_n;
-  if (channels == 0 || channels >= problem.n_padded) return;
-  const Problem head = with_channels(problem, channels),
-                rest = with_channels(problem, problem.n_padded - channels);
-  const double head_cycles = estimate_prefill(config, {}, head, device) + kSecondLaunch;
-  const Prefill fastest = choose_prefill(rest, device, {});
-  if ((head_cycles + fastest.cycles) * kLeastGain >= cycles) return;
-  plan.kernel = row;
-  place_tiles(head, device, {}, plan);
-  plan.tail.kernel = fastest.kernel;
-  plan.tail.first_channel = channels;
-  place_tiles(rest, device, fastest.cluster, plan.tail);
+  double best = cycles / (problem.m <= kFewRows ? kLeastGainOfFewRows : kLeastGain);
+  for (int row = 0; row < kKernelCount; ++row) {
+    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(row)];
+    if (!takes_full_waves(config, problem)) continue;
+    const std::int64_t tiles = cluster_tiles(config, problem, 1) / resident * resident;
+    const std::int64_t channels = tiles / ceil_div(problem.m, config.tile_m) * config.tile_n;
+    if (channels == 0 || channels >= problem.n_padded) continue;
+    const Problem head = with_channels(problem, channels),
+                  rest = with_channels(problem, problem.n_padded - channels);
+    const double head_cycles = estimate_prefill(config, {}, head, device) + kSecondLaunch;
+    if (head_cycles + least_cycles(rest, device) >= best) continue;
+    const Prefill fastest = choose_prefill(rest, device, {});
+    if (head_cycles + fastest.cycles >= best) continue;
+    best = head_cycles + fastest.cycles;
+    plan.kernel = row;
+    place_tiles(head, device, {}, plan);
+    plan.tail.kernel = fastest.kernel;
+    plan.tail.first_channel = channels;
+    place_tiles(rest, device, fastest.cluster, plan.tail);
+  }
 }
 
 }  // namespace
@@ -125,9 +133,7 @@ Prefill choose_prefill(const Problem& problem, const DeviceTraits& device,
   Prefill best;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.isa != Isa::sm90a || !is_compiled(config, problem.bits)) continue;
-    if (config.tile_m > 128 && config.tile_m < 256 && problem.m > kOddTileRows) continue;
-    if (config.tile_m >= 4 * std::max<std::int64_t>(problem.m, 8)) continue;  // mostly empty
+    if (!is_candidate(config, problem)) continue;
     const Candidate candidate = best_cluster(config, problem, device, options);
     if (candidate.cycles < best.cycles) best = {candidate, i};
   }

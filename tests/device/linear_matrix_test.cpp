@@ -311,30 +311,34 @@ TEST_CASE("Hopper prefill kernels are right over several tiles a CTA") {
 TEST_CASE("a layer in two launches has the bits of one launch") {
   const DeviceTraits device = traits_of(Device::cuda());
   if (!runs_sm90a_code(device)) return;
-  constexpr std::int64_t kRows = 500, kK = 2048;
-  std::int64_t n = 64 + 5;  // the last strip is not full
+  // The fewer the rows the more channels are a wave.
+  const auto [m, k, waves] =
+      GENERATE(std::array<std::int64_t, 3>{500, 2048, 0}, std::array<std::int64_t, 3>{90, 1024, 1},
+               std::array<std::int64_t, 3>{60, 1536, 1});
+  std::int64_t n = waves * 256 * device.sm_count + 5;  // the last strip is not full
+  const std::int64_t most = n + 20000;
   const auto launches_twice = [&] {
-    const Problem problem{.m = kRows,
+    const Problem problem{.m = m,
                           .n = n,
-                          .k = kK,
+                          .k = k,
                           .n_padded = round_up(n, layout_align_n(4)),
-                          .k_padded = round_up(kK, layout_align_k(4)),
+                          .k_padded = round_up(k, layout_align_k(4)),
                           .group_columns = 64};
     return plan(problem, device).tail.kernel != -1;
   };
-  while (n < 20000 && !launches_twice()) n += 64;
+  while (n < most && !launches_twice()) n += 64;
   const auto weights = random_weights(
-      {.bits = 4, .k = kK, .n = n, .group_size = 64, .bias = true, .exact = true, .seed = 14});
+      {.bits = 4, .k = k, .n = n, .group_size = 64, .bias = true, .exact = true, .seed = 14});
   AnyLinear linear(weights, Device::cuda(), DType::f16);
   linear.prepare_params();
-  INFO("N " << n << ": " << linear.describe(kRows));
-  REQUIRE(linear.describe(kRows).find("from channel") != std::string::npos);
-  const auto x = random_activations(kRows, kK, DType::f16, 15, /*exact=*/true);
-  const auto expected = run_linear(linear, x, {.m = kRows, .options = {.one_launch = true}});
+  INFO("N " << n << ": " << linear.describe(m));
+  REQUIRE(linear.describe(m).find("from channel") != std::string::npos);
+  const auto x = random_activations(m, k, DType::f16, 15, /*exact=*/true);
+  const auto expected = run_linear(linear, x, {.m = m, .options = {.one_launch = true}});
   for (const std::int64_t padding : {0, 1, 4}) {
     for (const bool programmatic : {false, true}) {
       CHECK(run_linear(linear, x,
-                       {.m = kRows,
+                       {.m = m,
                         .x_padding = padding,
                         .y_padding = padding,
                         .options = {.programmatic = programmatic}}) == expected);

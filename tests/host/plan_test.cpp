@@ -104,6 +104,13 @@ TEST_CASE("tiles that are a few more than fit at once are a launch of their own"
   CHECK(plan(problem(512, 8192, 8192), kHopper).tail.kernel == -1);  // 128 tiles
   CHECK(plan(problem(128, 57344, 8192), kHopper).tail.first_channel == 132 * 256);
   CHECK(plan(problem(96, 57344, 8192), kHopper).tail.kernel == -1);
+  CHECK(plan(problem(64, 57344, 8192), kHopper).tail.first_channel == 132 * 256);
+  CHECK(plan(problem(64, 28672, 4096), kHopper).tail.kernel == -1);  // 112 tiles
+  const auto invariant = [](std::int64_t m) {
+    return plan(problem(m, 57344, 8192), kHopper, {.batch_invariant = true});
+  };
+  CHECK(invariant(1).tail.kernel != -1);
+  CHECK(invariant(1) == invariant(64));
 }
 
 TEST_CASE("seven strips a CTA fill the device where powers of two of them do not") {
