@@ -79,7 +79,9 @@ class WeightStream {
     if (left_ > 0) {
       if (begins_unit) companion_.copy();
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) ptx::cp_async_16(ring_ + slot_ + 32 * t, source_ + 32 * t);
+      for (int t = 0; t < kTiles; ++t) {
+        ptx::cp_async_16_evict_first(ring_ + slot_ + 32 * t, source_ + 32 * t);
+      }
       if constexpr (!kEvenly) {
         source_ += kBlockWords;
         if (--left_ == 0) {

@@ -110,6 +110,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
   template <int kOwn>
   __device__ __forceinline__ void begin_stage() {
     ptx::mbarrier_wait(&storage_.x_full[x_cursor_.slot], x_cursor_.phase);
+    if constexpr (Shape::kParametersEachStage) load_parameters<kOwn, 0>();
     if constexpr (Shape::kOneRing) load_words<kOwn>(x_cursor_.slot);
   }
 
@@ -149,7 +150,8 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
   template <int kOwn, int kStep>
   __device__ __forceinline__ void dequantise(int s, bool first, std::uint32_t k) {
     if constexpr (kStep == 0) {
-      if (first || Shape::kPhases > 1 || (k & group_mask_) == 0) load_parameters<kOwn, kStep>();
+      const bool begins = first || (k & group_mask_) == 0;
+      if (!Shape::kParametersEachStage && begins) load_parameters<kOwn, kStep>();
     } else if constexpr (kStep % 2 == 0) {
       constexpr unsigned kColumn = kStep * Layout::kStepK;
       if (group_mask_ < (kColumn & (0u - kColumn))) load_parameters<kOwn, kStep>();
@@ -166,7 +168,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     }
   }
 
-  // Of the group that step kStep and the one after it lie in.
+  // Of the group that step kStep of the stage and the one after it lie in.
   template <int kOwn, int kStep>
   __device__ __forceinline__ void load_parameters() {
     const int row = kStep * Layout::kStepK >> args_.group_shift;
@@ -204,20 +206,16 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     if constexpr (kFused) {
       return parameters.pair(word, step);
     } else {
-      return weight_pair_of(parameters, word, step);
-    }
-  }
-  __device__ __forceinline__ std::uint32_t weight_pair_of(const PairParameters& parameters,
-                                                          std::uint32_t word, int step) const {
-    const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero,
-                                                    kHoldsMagic ? magic_ : Half2Of<T>::kMagic);
-    if constexpr (kGeneral) {
-      const float2 wide = to_float2<T>(codes);
-      return bits_as<std::uint32_t>(
-          round_to_pair<T>(__fmaf_rn(parameters.scale, wide.x, parameters.affine),
-                           __fmaf_rn(parameters.scale, wide.y, parameters.affine)));
-    } else {
-      return bits_as<std::uint32_t>(__hmul2(codes, parameters.scale));
+      const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero,
+                                                      kHoldsMagic ? magic_ : Half2Of<T>::kMagic);
+      if constexpr (kGeneral) {
+        const float2 wide = to_float2<T>(codes);
+        return bits_as<std::uint32_t>(
+            round_to_pair<T>(__fmaf_rn(parameters.scale, wide.x, parameters.affine),
+                             __fmaf_rn(parameters.scale, wide.y, parameters.affine)));
+      } else {
+        return bits_as<std::uint32_t>(__hmul2(codes, parameters.scale));
+      }
     }
   }
 

@@ -64,13 +64,15 @@ struct HopperPrefillLaunch {
     grid.grid_n = static_cast<unsigned>(launch.clusters * launch.cluster);
     grid.grid_n -= grid.grid_n % static_cast<unsigned>(grid.cluster);
     const bool general = args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16);
-    if (kIsCompiled<Dequantising::fused> && !general && args.fused_shift >= 0) {
-      full.fused_multiplier = fused_multiplier(WBits, T, args.fused_shift);
-      full.fused_result = std::ldexp(1.f, args.fused_shift);
-      return start<Dequantising::fused>(full, grid);
+    if constexpr (kIsCompiled<Dequantising::fused>) {
+      if (!general && args.fused_shift >= 0) {
+        full.fused_multiplier = fused_multiplier(WBits, T, args.fused_shift);
+        full.fused_result = std::ldexp(1.f, args.fused_shift);
+        return start<Dequantising::fused>(full, grid);
+      }
     }
-    if (kIsCompiled<Dequantising::stepwise> && !general) {
-      return start<Dequantising::stepwise>(full, grid);
+    if constexpr (kIsCompiled<Dequantising::stepwise>) {
+      if (!general) return start<Dequantising::stepwise>(full, grid);
     }
     return start<Dequantising::general>(full, grid);
   }
@@ -88,17 +90,13 @@ struct HopperPrefillLaunch {
 
   template <Dequantising kWay>
   static cudaError_t start(HopperPrefillArguments& args, const Launch& grid) {
-    if constexpr (!kIsCompiled<kWay>) {
-      return cudaErrorInvalidDeviceFunction;
-    } else {
-      static_assert(sizeof(Storage<kWay>) <= 227 << 10);
-      if (Shape::kStoresByTma && args.y_by_pieces) {
-        const cudaError_t status = encode_y(args, Storage<kWay>::kBoxPasses * Shape::kPassRows);
-        if (status != cudaSuccess) return status;
-      }
-      return launch_kernel(prefill_sm90<WBits, T, Row, kWay>, dim3(grid.grid_n), Shape::kThreads,
-                           std::max(sizeof(Storage<kWay>), grid.shared_bytes), grid, args);
+    static_assert(sizeof(Storage<kWay>) <= 227 << 10);
+    if (Shape::kStoresByTma && args.y_by_pieces) {
+      const cudaError_t status = encode_y(args, Storage<kWay>::kBoxPasses * Shape::kPassRows);
+      if (status != cudaSuccess) return status;
     }
+    return launch_kernel(prefill_sm90<WBits, T, Row, kWay>, dim3(grid.grid_n), Shape::kThreads,
+                         std::max(sizeof(Storage<kWay>), grid.shared_bytes), grid, args);
   }
 
   // Rows past the end take TMA longer than others, though it only fills them with zeros. So a tile

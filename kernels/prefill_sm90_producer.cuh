@@ -115,9 +115,12 @@ class PrefillProducer {
   // A chunk of the tile's weights, into a slot that is empty and expects them.
   __device__ __forceinline__ void copy_chunk(const TileWalk<WBits, C>& tile, int chunk, int slot) {
     constexpr int kKiBPerChunk = Shape::kBlocksPerChunk * Shape::Layout::kWordsPerBlock / 256;
+    // (Scales and zeros of two tiles lie in one line of memory.)
+    const bool once = Shape::kFewRows || args_.tiles_m == 1;
     ptx::cp_async_bulk_tensor_3d(storage_.rings.weights[slot], &args_.weights, 0,
                                  chunk * kKiBPerChunk, tile.n0 / Shape::Layout::kBlockN,
-                                 storage_.weights_full_of(slot));
+                                 storage_.weights_full_of(slot),
+                                 once ? ptx::L2Policy::evict_first : ptx::L2Policy::evict_normal);
   }
 
   // For each stage of x of the tile, its slot being empty: function(slot).
@@ -133,8 +136,6 @@ class PrefillProducer {
       x_cursor_.advance();
     }
   }
-
-  static constexpr bool kEveryStage = Shape::kRaised || Shape::kPhases > 1;
 
   // A tile's way through the parameters, a row of each kind for a group.
   struct ParameterWalk {
@@ -163,11 +164,10 @@ class PrefillProducer {
     }
   };
 
-  // Whether a stage that begins at column k brings parameters. Where consumers see but some of the
-  // stages, or ask at every one, each brings what it needs.
+  // Whether a stage that begins at column k brings parameters.
   static __device__ __forceinline__ bool brings_parameters(std::uint32_t k, std::uint32_t begin,
                                                            std::uint32_t group_mask) {
-    return kEveryStage || k == begin || (k & group_mask) == 0u;
+    return Shape::kParametersEachStage || k == begin || (k & group_mask) == 0u;
   }
   static constexpr int kWeightBytesBeside = Shape::kRaised ? Shape::kWeightBytes : 0;
 

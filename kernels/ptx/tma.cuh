@@ -51,6 +51,18 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d(void* shared, const void
       : "memory");
 }
 
+/// The same, with a policy.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d(void* shared, const void* map, int x, int y,
+                                                        int z, std::uint64_t* barrier,
+                                                        L2Policy policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier)),
+      "l"(static_cast<std::uint64_t>(policy))
+      : "memory");
+}
+
 /// The other way: what lies in shared memory to the box of a two-dimensional tensor map, but for
 /// what is beyond the tensor. Part of the thread's next group.
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const void* map, int x, int y,

@@ -45,6 +45,10 @@ inline void prefetch_l2(const void*) {}
 inline void cp_async_16(void* shared, const void* source) {
   cp_async_16_zfill(shared, source, 16);
 }
+inline void cp_async_16_evict_first(void* shared, const void* source) {
+  cp_async_16(shared, source);
+}
+enum class L2Policy { evict_first, evict_normal };
 inline void cp_async_commit_group() {
   emulator::commit_copies();
 }

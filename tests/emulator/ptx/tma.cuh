@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine.hpp"
+#include "memory.cuh"
 #include "tensor.hpp"
 
 namespace mpq::kernels::ptx {
@@ -41,7 +42,7 @@ inline void cp_async_bulk_tensor_2d(void* shared, const void* map, int x, int y,
                                     static_cast<std::uint16_t>(1u << emulator::cta().rank));
 }
 inline void cp_async_bulk_tensor_3d(void* shared, const void* map, int x, int y, int z,
-                                    std::uint64_t* barrier) {
+                                    std::uint64_t* barrier, L2Policy = L2Policy::evict_normal) {
   auto& b = emulator::transaction_barrier(barrier);
   const auto tensor = emulator::tensor_of(map);
   emulator::do_later([=, &b] {
