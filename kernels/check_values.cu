@@ -1,57 +1,51 @@
 #include <cuda_runtime.h>
-#include <thrust/iterator/counting_iterator.h>
-#include <thrust/iterator/transform_iterator.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <cub/device/device_reduce.cuh>
 
+#include "launch.cuh"
+#include "mpq/layout.hpp"
 #include "prepare.hpp"
 
 namespace mpq::kernels {
 namespace {
 
-struct Minimum {
-  __host__ __device__ std::int64_t operator()(std::int64_t a, std::int64_t b) const {
-    return a < b ? a : b;
-  }
-};
+constexpr int kThreads = 256;
 
-// Maps an index to itself if the value there has all the bits of `exponent`, else to count.
+// Infinities and NaN have all the bits of `exponent`.
 template <class Value>
-struct IndexOfNonFinite {
-  const Value* values;
-  Value exponent;
-  std::int64_t count;
-  __host__ __device__ std::int64_t operator()(std::int64_t i) const {
-    return (values[i] & exponent) == exponent ? i : count;
+__global__ void __launch_bounds__(kThreads)
+    first_non_finite_kernel(const Value* values, Value exponent, std::int64_t count,
+                            unsigned long long* first) {
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+    if ((values[i] & exponent) != exponent) continue;
+    atomicMin(first, static_cast<unsigned long long>(i));
+    return;
   }
-};
+}
 
 template <class Value>
-cudaError_t reduce_non_finite(const Value* values, Value exponent, std::int64_t count,
-                              void* temporary, std::size_t& temporary_bytes, std::int64_t* result,
-                              cudaStream_t stream) {
-  const auto indices =
-      thrust::make_transform_iterator(thrust::make_counting_iterator(std::int64_t{0}),
-                                      IndexOfNonFinite<Value>{values, exponent, count});
-  return cub::DeviceReduce::Reduce(temporary, temporary_bytes, indices, result, count, Minimum{},
-                                   count, stream);
+cudaError_t find_first(const Value* values, Value exponent, std::int64_t count,
+                       unsigned long long* first, cudaStream_t stream) {
+  constexpr std::int64_t kMostBlocks = 1 << 12;
+  const auto blocks = static_cast<unsigned>(std::min(ceil_div(count, kThreads), kMostBlocks));
+  return launch_kernel(first_non_finite_kernel<Value>, dim3(blocks), kThreads, 0, stream, values,
+                       exponent, count, first);
 }
 
 }  // namespace
 
 cudaError_t first_non_finite(const std::uint16_t* values, DType dtype, std::int64_t count,
-                             void* temporary, std::size_t& temporary_bytes, std::int64_t* result,
-                             cudaStream_t stream) {
+                             unsigned long long* first, cudaStream_t stream) {
   const auto exponent = static_cast<std::uint16_t>(dtype == DType::f16 ? 0x7c00 : 0x7f80);
-  return reduce_non_finite(values, exponent, count, temporary, temporary_bytes, result, stream);
+  return find_first(values, exponent, count, first, stream);
 }
 
-cudaError_t first_non_finite(const float* values, std::int64_t count, void* temporary,
-                             std::size_t& temporary_bytes, std::int64_t* result,
-                             cudaStream_t stream) {
-  return reduce_non_finite(reinterpret_cast<const std::uint32_t*>(values), 0x7f800000u, count,
-                           temporary, temporary_bytes, result, stream);
+cudaError_t first_non_finite(const float* values, DType /*of 16 bits*/, std::int64_t count,
+                             unsigned long long* first, cudaStream_t stream) {
+  return find_first(reinterpret_cast<const std::uint32_t*>(values), 0x7f800000u, count, first,
+                    stream);
 }
 
 }  // namespace mpq::kernels

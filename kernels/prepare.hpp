@@ -73,13 +73,11 @@ cudaError_t unpack_statistics(const std::uint8_t* codes, const uint2* bases, DTy
                               std::int64_t count, std::uint16_t* scales, float* affine_zeros,
                               cudaStream_t stream);
 
-/// *result = the index of the first value that is Inf or NaN, or count. With temporary null, only
-/// writes the bytes of temporary storage that it needs to temporary_bytes.
+/// Lowers *first to the index of the first value that is Inf or NaN, if that is less. dtype: what
+/// 16-bit values are. count > 0.
 cudaError_t first_non_finite(const std::uint16_t* values, DType dtype, std::int64_t count,
-                             void* temporary, std::size_t& temporary_bytes, std::int64_t* result,
-                             cudaStream_t stream);
-cudaError_t first_non_finite(const float* values, std::int64_t count, void* temporary,
-                             std::size_t& temporary_bytes, std::int64_t* result,
-                             cudaStream_t stream);
+                             unsigned long long* first, cudaStream_t stream);
+cudaError_t first_non_finite(const float* values, DType dtype, std::int64_t count,
+                             unsigned long long* first, cudaStream_t stream);
 
 }  // namespace mpq::kernels

@@ -57,25 +57,16 @@ DeviceArray<Value> upload(Device device, const std::vector<Value>& host, std::in
 template <class Value>
 std::optional<std::int64_t> find_non_finite(const DeviceArray<Value>& array, DType dtype) {
   if (array.empty()) return std::nullopt;
-  DeviceArray<std::int64_t> result(array.view().device, 1, 1);
-  std::size_t bytes = 0;
-  const auto reduce = [&](void* temporary) {
-    if constexpr (std::is_same_v<Value, float>) {
-      check_cuda(kernels::first_non_finite(array.data(), array.size(), temporary, bytes,
-                                           result.data(), nullptr),
-                 "first_non_finite");
-    } else {
-      check_cuda(kernels::first_non_finite(array.data(), dtype, array.size(), temporary, bytes,
-                                           result.data(), nullptr),
-                 "first_non_finite");
-    }
-  };
-  reduce(nullptr);
-  const DeviceBuffer temporary(array.view().device, bytes + 1);
-  reduce(temporary.data());
-  std::int64_t first = 0;
-  result.buffer().copy_to_host(&first, sizeof(first));
-  return first < array.size() ? std::optional(first) : std::nullopt;
+  const std::int64_t size = array.size();
+  auto first = static_cast<unsigned long long>(size);
+  DeviceBuffer result(array.view().device, sizeof(first));
+  result.copy_from_host(&first, sizeof(first));
+  check_cuda(kernels::first_non_finite(array.data(), dtype, size,
+                                       static_cast<unsigned long long*>(result.data()), nullptr),
+             "first_non_finite");
+  result.copy_to_host(&first, sizeof(first));
+  const auto index = static_cast<std::int64_t>(first);
+  return index < size ? std::optional(index) : std::nullopt;
 }
 
 }  // namespace mpq::detail

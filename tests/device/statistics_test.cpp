@@ -50,6 +50,7 @@ TEST_CASE("packed statistics give the bits of decoded ones, in every kernel", "[
   const auto x = random_activations(kRows, kK, dtype, 5);
   const Reference reference = reference_forward(weights, view(x, dtype, kRows, kK));
   for (const int kernel : usable_kernels(weights)) {
+    if (is_slow() && (kernel + group_size / 32) % 2 != 0) continue;
     const RunSpec run{.m = kRows, .options = {.kernel = kernel}};
     const auto y = run_linear(packed, x, run);
     INFO(fmt::format("w{} {} group {} dq {} kernel {}", bits, to_string(dtype), group_size,

@@ -73,6 +73,12 @@ Value __shfl_down_sync(unsigned mask, Value value, int lanes) {
   return __shfl_sync(mask, value, from < 32 ? from : mpq::emulator::lane());
 }
 
+inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
+  const unsigned long long old = *address;
+  if (value < old) *address = value;
+  return old;
+}
+
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   struct Lane {
     unsigned value, result;

@@ -10,7 +10,7 @@ function(mpq_emulate_cuda target)
   set(here "${PROJECT_SOURCE_DIR}/tests/emulator")
   set(there "${PROJECT_BINARY_DIR}/emulated")
 
-  # The kernels' own files; ptx/ and launch.cuh, check_values.cu and occupancy.cu are the emulator's.
+  # The kernels' own files; ptx/ and launch.cuh and occupancy.cu are the emulator's.
   file(GLOB kernels CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/kernels"
        "${PROJECT_SOURCE_DIR}/kernels/*.cuh" "${PROJECT_SOURCE_DIR}/kernels/*.hpp")
   list(REMOVE_ITEM kernels launch.cuh)
@@ -23,7 +23,7 @@ function(mpq_emulate_cuda target)
   endforeach()
 
   mpq_configure_instances(instances "${there}" .cpp)
-  foreach(file gather prepare quantize)
+  foreach(file check_values gather prepare quantize)
     configure_file("${PROJECT_SOURCE_DIR}/kernels/${file}.cu" "${there}/${file}.cpp" COPYONLY)
     list(APPEND instances "${there}/${file}.cpp")
   endforeach()

@@ -55,6 +55,10 @@ std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector
   return y;
 }
 
+bool is_slow() {
+  return traits_of(Device::cuda()).sm_count < 16;
+}
+
 std::vector<int> usable_kernels(const AnyQuantizedWeights& weights) {
   const DeviceTraits device = traits_of(Device::cuda());
   const WeightsData& data = data_of(weights);

@@ -28,6 +28,10 @@ std::vector<int> usable_kernels(const AnyQuantizedWeights& weights);
 /// Whether a row takes ForwardOptions::cluster.
 bool splits_k(int kernel);
 
+/// Whether cuda:0 is the emulated device, by its few multiprocessors: a part of the cases is enough
+/// for it.
+bool is_slow();
+
 /// x [rows, cols] as a view.
 inline ConstMatrix view(const std::vector<std::uint16_t>& values, DType dtype, std::int64_t rows,
                         std::int64_t cols) {
