@@ -1,163 +1,28 @@
-// A layer on a CUDA device: its buffers, their preparation, and the launches of forward.
+// What a layer is loaded with, and how it becomes what the kernels read.
 
-#include "core/backend.hpp"
+#include "prepare.hpp"
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <bit>
+#include <cstdint>
 #include <limits>
 #include <optional>
+#include <utility>
+#include <vector>
 
-#include "arguments.hpp"
-#include "core/remembered_plan.hpp"
+#include "cuda/cuda_backend.hpp"
 #include "cuda/cuda_error.hpp"
-#include "cuda/device_arrays.hpp"
 #include "fused_weights.hpp"
 #include "gather.hpp"
-#include "instances.hpp"
-#include "mpq/layout.hpp"
-#include "prepare.hpp"
+#include "mpq/error.hpp"
 
 namespace mpq::detail {
 namespace {
 
-template <KernelFamily Family, Isa Set, DType T>
-const kernels::KernelEntries& entries_of(int bits) {
-  switch (bits) {
-    case 1:
-      return kernels::kernel_entries<Family, Set, 1, T>();
-    case 2:
-      return kernels::kernel_entries<Family, Set, 2, T>();
-    case 4:
-      return kernels::kernel_entries<Family, Set, 4, T>();
-    default:
-      return kernels::kernel_entries<Family, Set, 8, T>();
-  }
-}
-
-template <KernelFamily Family, Isa Set>
-const kernels::KernelEntries& entries_of(int bits, DType dtype) {
-  return dtype == DType::f16 ? entries_of<Family, Set, DType::f16>(bits)
-                             : entries_of<Family, Set, DType::bf16>(bits);
-}
-
-const kernels::KernelEntry& kernel_entry(int row, int bits, DType dtype) {
-  const auto index = static_cast<std::size_t>(row);
-  const KernelConfig& config = kKernelTable[index];
-  if (config.family == KernelFamily::decode) {
-    return entries_of<KernelFamily::decode, Isa::sm80>(bits, dtype)[index];
-  }
-  return config.isa == Isa::sm80
-             ? entries_of<KernelFamily::prefill, Isa::sm80>(bits, dtype)[index]
-             : entries_of<KernelFamily::prefill, Isa::sm90a>(bits, dtype)[index];
-}
-
 constexpr std::size_t kFusedPartsBytes = kernels::kFusedParts * sizeof(kernels::FusedParameters);
 
-class CudaBackend final : public Backend {
- public:
-  CudaBackend(int bits, const LinearConfig& config, Device device)
-      : bits_(bits), config_(config), device_(device), traits_(traits_of(device)) {}
-
-  void load(const WeightsData& weights, StreamRef stream) override;
-  void check_values() const override;
-  void prepare(const PrepareOptions& options, StreamRef stream) override;
-  std::size_t prepare_bytes() const override;
-  std::size_t workspace_bytes(std::int64_t max_batch) const override {
-    return mpq::workspace_bytes(problem(max_batch), max_batch);
-  }
-  void forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
-               const ForwardOptions& options, StreamRef stream) const override;
-  std::string describe(std::int64_t batch, const ForwardOptions& options) const override {
-    return to_string(plan(problem(batch), traits_, options));
-  }
-
-  TensorView qweight() const override { return parameters_.qweight.view(); }
-  TensorView scales() const override {
-    return parameters_.statistics.empty() ? parameters_.scales.view()
-                                          : parameters_.statistics.view();
-  }
-  TensorView zeros() const override {
-    if (!parameters_.bases.empty()) return parameters_.bases.view();
-    if (!parameters_.affine_zeros.empty()) return parameters_.affine_zeros.view();
-    if (!parameters_.narrow_zeros.empty()) return parameters_.narrow_zeros.view();
-    return parameters_.zeros.view();
-  }
-  TensorView bias() const override { return parameters_.bias.view(); }
-
- private:
-  // As loaded: WeightsData's shapes. Prepared: KernelLayout, [kernel groups, n_padded]; integer
-  // zeros are then ZeroCodes, in zeros or narrow_zeros, shared_zero_rows() where there were none.
-  struct Parameters {
-    DeviceArray<std::uint32_t> qweight;
-    DeviceArray<std::uint16_t> scales, zeros;
-    DeviceArray<std::uint8_t> narrow_zeros;
-    DeviceArray<float> affine_zeros, bias;
-    // Prepared only, in place of scales and affine zeros: packed statistics. Bases are two words.
-    DeviceArray<std::uint8_t> statistics;
-    DeviceArray<std::uint32_t> bases;
-  };
-  // Double-quantised statistics as loaded.
-  struct Compressed {
-    DoubleQuantized::Kind kind;
-    bool per_channel;
-    std::int64_t dq_group_size;
-    DeviceArray<std::uint8_t> codes;
-    DeviceArray<std::uint16_t> scale_scales, scale_zeros, zero_scales, zero_zeros;
-  };
-
-  std::int64_t k() const { return config_.in_features; }
-  std::int64_t n() const { return config_.out_features; }
-  std::int64_t n_padded() const { return round_up(n(), layout_align_n(bits_)); }
-  std::int64_t groups() const {
-    return config_.group_size == -1 ? 1 : ceil_div(k(), config_.group_size);
-  }
-  // log2 of a kernel group's columns; 31: one group.
-  int group_shift() const {
-    if (order_.group_columns >= order_.k_padded) return 31;
-    return std::countr_zero(static_cast<std::uint64_t>(order_.group_columns));
-  }
-  Problem problem(std::int64_t m) const {
-    return {.bits = bits_,
-            .dtype = config_.dtype,
-            .zeros = zero_kind_,
-            .m = m,
-            .n = n(),
-            .k = k(),
-            .n_padded = n_padded(),
-            .k_padded = order_.k_padded,
-            .group_columns = order_.group_columns,
-            .gathers = order_.gathers(),
-            .fuses = fused_shift_.has_value()};
-  }
-  kernels::Statistics statistics() const;
-  // Whether one multiply-add could make its weights, as far as the kinds of its parameters tell.
-  bool may_fuse_weights() const {
-    return zero_kind_ != ZeroKind::affine && scale_dtype_ == config_.dtype;
-  }
-  std::optional<int> find_fused_shift(const Parameters& ready, StreamRef stream) const;
-  // Why the statistics cannot stay packed; null if they can.
-  const char* why_not_packed() const;
-  bool packs_statistics(const PrepareOptions& options) const;
-  void decompress(DeviceArray<std::uint16_t>& scales, DeviceArray<float>& affine_zeros,
-                  StreamRef stream) const;
-  kernels::ForwardArguments arguments(const ConstMatrix& x, const Matrix& y,
-                                      const Plan& plan) const;
-
-  int bits_;
-  LinearConfig config_;
-  Device device_;
-  DeviceTraits traits_;
-  DType scale_dtype_ = DType::f16;
-  ZeroKind zero_kind_ = ZeroKind::none;
-  bool prepared_ = false;
-  std::optional<int> fused_shift_;  // none: it could not
-  ColumnOrder order_;
-  Parameters parameters_;
-  std::optional<Compressed> compressed_;
-  DeviceArray<std::int32_t> source_;  // order_.source, where x is gathered
-};
+}  // namespace
 
 void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   ColumnOrder order = order_columns(bits_, k(), weights.group_size, weights.g_idx);
@@ -198,6 +63,7 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   source_ = {};
   parameters_ = std::move(loaded);
   compressed_ = std::move(compressed);
+  fused_shift_.reset();
   prepared_ = false;
 }
 
@@ -401,104 +267,6 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   compressed_.reset();
   fused_shift_ = fused_shift;
   prepared_ = true;
-}
-
-kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Matrix& y,
-                                                 const Plan& plan) const {
-  const KernelConfig& config = plan.config();
-  const auto split = KSplit::of(static_cast<int>(order_.k_padded) / decode_unit_k(config, bits_),
-                                config.warps() / plan.warps_n, plan.chunks, plan.cluster);
-  const int tile_rows = decode_tile_rows(config, bits_, order_.group_columns);
-  const auto log2 = [](int power) { return std::countr_zero(static_cast<unsigned>(power)); };
-  return {.x = x.data,
-          .ldx = x.ld,
-          .y = y.data,
-          .ldy = y.ld,
-          .qweight = reinterpret_cast<const uint4*>(parameters_.qweight.data()),
-          .scales = parameters_.scales.data(),
-          .zeros = parameters_.narrow_zeros.empty()
-                       ? static_cast<const void*>(parameters_.zeros.data())
-                       : parameters_.narrow_zeros.data(),
-          .affine_zeros = parameters_.affine_zeros.data(),
-          .statistics = parameters_.statistics.data(),
-          .statistic_bases = reinterpret_cast<const uint2*>(parameters_.bases.data()),
-          .bias = parameters_.bias.data(),
-          .zeros_stride = zero_kind_ == ZeroKind::none ? 0 : static_cast<int>(n_padded()),
-          .m = static_cast<int>(x.rows),
-          .n = static_cast<int>(n()),
-          .k = static_cast<int>(k()),
-          .k_padded = static_cast<int>(order_.k_padded),
-          .n_padded = static_cast<int>(n_padded()),
-          .group_shift = group_shift(),
-          .scales_are_bf16 = scale_dtype_ == DType::bf16,
-          .fused_shift = static_cast<std::int8_t>(fused_shift_.value_or(-1)),
-          .programmatic = false,
-          .chunks = plan.chunks,
-          .part = split.part,
-          .x_pitch = decode_x_pitch(config, bits_, split),
-          .cluster_shift = log2(plan.cluster),
-          .warps_n_shift = log2(plan.warps_n),
-          .slots_shift = log2(decode_row_slots(
-              config, static_cast<int>(std::min<std::int64_t>(x.rows, tile_rows)))),
-          .tile_rows = tile_rows,
-          .column_stride = static_cast<int>(plan.grid_n) / plan.cluster * plan.warps_n};
-}
-
-void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace& workspace,
-                          const ForwardOptions& options, StreamRef stream) const {
-  const CurrentDevice current(device_);
-  const Plan chosen = remembered_plan(problem(x.rows), device_, traits_, options);
-  kernels::ForwardArguments args = arguments(x, y, chosen);
-  kernels::Launch launch{.grid_n = chosen.grid_n,
-                         .grid_m = chosen.grid_m,
-                         .cluster = chosen.cluster,
-                         .multicast = chosen.multicast,
-                         .clusters = chosen.clusters,
-                         .shared_bytes = static_cast<std::size_t>(chosen.shared_bytes),
-                         .programmatic = chosen.programmatic,
-                         .stream = stream.get()};
-  if (chosen.gathers) {
-    auto* gathered = static_cast<std::uint16_t*>(workspace.data);
-    const kernels::Gather gather{.x = static_cast<const std::uint16_t*>(x.data),
-                                 .ldx = x.ld,
-                                 .m = static_cast<int>(x.rows),
-                                 .k = static_cast<int>(k()),
-                                 .source = source_.data(),
-                                 .k_padded = static_cast<int>(order_.k_padded),
-                                 .out = gathered};
-    check_cuda(kernels::gather_columns(gather, traits_.sm_count,
-                                       static_cast<int>(traits_.shared_bytes_per_block),
-                                       chosen.programmatic, stream.get()),
-               "gather_columns");
-    args.x = gathered;
-    args.ldx = order_.k_padded;
-    args.k = args.k_padded;
-    // The kernel waits for the gather in any case, so it may always start beside it.
-    launch.programmatic = runs_sm90a_code(traits_);
-  }
-  args.programmatic = launch.programmatic;
-  const PlanTail& tail = chosen.tail;
-  launch.followed = tail.kernel != -1;
-  check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype).launch(args, launch),
-             "forward kernel launch");
-  if (tail.kernel == -1) return;
-  const kernels::Launch rest{.grid_n = tail.grid_n,
-                             .grid_m = tail.grid_m,
-                             .cluster = tail.cluster,
-                             .multicast = tail.multicast,
-                             .clusters = tail.clusters,
-                             .first_channel = static_cast<int>(tail.first_channel),
-                             .follows = true,
-                             .programmatic = true,
-                             .stream = stream.get()};
-  check_cuda(kernel_entry(tail.kernel, bits_, config_.dtype).launch(args, rest),
-             "forward kernel launch");
-}
-
-}  // namespace
-
-std::unique_ptr<Backend> make_cuda_backend(int bits, const LinearConfig& config, Device device) {
-  return std::make_unique<CudaBackend>(bits, config, device);
 }
 
 }  // namespace mpq::detail
