@@ -52,7 +52,7 @@ TEST_CASE("200 runs give the same bits") {
   linear.forward(call.x_view, call.y_view, call.workspace);
   const auto first = call.y;
   int different = 0;
-  for (int i = 1; i < 200; ++i) {
+  for (int i = 1; i < (MPQ_TESTS_SANITIZED ? 20 : 200); ++i) {
     std::fill(call.y.begin(), call.y.end(), std::uint16_t{0});
     linear.forward(call.x_view, call.y_view, call.workspace);
     different += call.y != first;

@@ -19,6 +19,9 @@ foreach(way IN LISTS mpq_package_ways)
             "-DWORK_DIR=${CMAKE_CURRENT_BINARY_DIR}/package/${way}"
             -P "${mpq_package_dir}/use_package.cmake")
   set_tests_properties("package: ${way}" PROPERTIES TIMEOUT 900)
+  if(way STREQUAL "architectures")  # the longest begins first
+    set_tests_properties("package: ${way}" PROPERTIES COST 20)
+  endif()
   if(way MATCHES "^(build_tree|install)$")  # which build with all cores themselves
     set_tests_properties("package: ${way}" PROPERTIES RUN_SERIAL ON)
   endif()
