@@ -155,8 +155,10 @@ struct HopperPrefillShape {
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
   static_assert(C.threads() == 128 * kConsumers && kConsumers >= 2 && kConsumers <= 4);
-  static_assert(kStrips > (kConsumersN - 1) * kTiles && (kPhases == 1 || kOneRing) &&
-                C.tile_m % kPassRows == 0 && C.tile_m <= 256);
+  static_assert(kStrips > (kConsumersN - 1) * kTiles && C.tile_m % kPassRows == 0 &&
+                C.tile_m <= 256);
+  // Phases see but some of the stages, and raised codes ask at every one.
+  static_assert((kPhases == 1 && !kRaised) || kParametersEachStage);
 };
 
 /// kGeneral: affine zeros, scales that are not of the activations' type.

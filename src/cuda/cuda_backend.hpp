@@ -1,6 +1,7 @@
 #pragma once
 // A layer on a CUDA device.
 
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <string>
