@@ -95,7 +95,6 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
     return x.of_lane(lane, m) + (begin - first) * (Layout::kBlockK * 2);
   };
   const auto complete_x = [&](int chunk) {
-    ptx::griddepcontrol_wait();
     x.complete(first_of(chunk), columns_of(chunk));
     const int begin = split.part_begin(chunk, warp_k), end = split.part_begin(chunk, warp_k + 1);
     const unsigned char* part[kTilesM];
@@ -200,13 +199,18 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   constexpr KernelConfig C = kKernelTable[Row];
   static_assert(C.family == KernelFamily::decode);
   static_assert(sizeof(DecodeStorage<C>) == decode_storage_bytes(C));
-  // (Held it makes fixed-point numbers no faster.)
-  unsigned char* shared =
-      multiplies_fixed_point(C) ? ptx::dynamic_shared_memory() : ptx::dynamic_shared_memory_held();
+  unsigned char* shared = ptx::dynamic_shared_memory_held();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>);
-  const bool general =
-      args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
+  // On Hopper so many rows of 4 bits and fewer come here in groups of 16 columns only, unless a
+  // caller insists: there is code for general layers alone.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr bool kRare = C.tile_m > 8 && WBits < 8;
+#else
+  constexpr bool kRare = false;
+#endif
+  const bool general = kRare || args.zeros == nullptr ||
+                       args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
   if constexpr (multiplies_fixed_point(C)) {
     const auto run = [&]<class Multiplier>() {
       decode_fixed_point<WBits, T, C, Multiplier>(args, storage, slice);
@@ -235,7 +239,9 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
     constexpr int kSegment = kSegmentSteps<WBits, C>;
     constexpr int kShort = std::min(KernelLayout<WBits>::kStepsPerBlock, 4);
     const auto run = [&]<int kGroupSteps, bool kGeneral>() {
-      decode_tiles<WBits, T, C, kGroupSteps, kGeneral>(args, storage, slice);
+      if constexpr (kGeneral || !kRare) {
+        decode_tiles<WBits, T, C, kGroupSteps, kGeneral>(args, storage, slice);
+      }
     };
     constexpr int kSegmentShift = std::countr_zero(static_cast<unsigned>(16 * kSegment));
     constexpr int kShortShift = std::countr_zero(static_cast<unsigned>(16 * kShort));

@@ -54,10 +54,11 @@ class ActivationSlice {
     }
     ptx::cp_async_commit_group();
   }
-  /// For all threads, when x may be read. by_threads: if they started it, and C.stages groups of
-  /// other copies since.
+  /// For all threads: waits for the kernel before, and for x. by_threads: if they started it, and
+  /// C.stages groups of other copies since.
   __device__ __forceinline__ void complete(int first, int columns, bool by_threads = false) {
-    const int whole = whole_columns(first, columns);
+    const int whole = ptx::opaque(whole_columns(first, columns));
+    ptx::griddepcontrol_wait();
     if (whole < columns) [[unlikely]]
       fill(row_of_x(first), whole, min(max(args_.k - first, 0), columns), columns);
     if (by_threads) ptx::cp_async_wait_group<C.stages>();

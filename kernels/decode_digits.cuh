@@ -59,19 +59,34 @@ class DigitSlice {
         x_pitch_(args.x_pitch),
         pitch_(decode_digit_pitch(args.x_pitch)) {}
 
+  /// What is known of a lane's columns before x is there.
+  __device__ __forceinline__ void prepare(int lane) {
+    constexpr int kProducts = Shape::kBlockProducts;
+    if constexpr (kProducts <= 4) {
+      position_ = ptx::opaque(lane / 8 % kProducts);
+      column_ = ptx::opaque(lane / 8 / kProducts * Shape::Layout::kBlockK +
+                            lane / 8 % kProducts * 16 + lane % 8 * 2);
+    }
+  }
   /// Writes the digits of the warp's share of columns [first, first + columns): every `stride`-th
   /// 128 from the `turn`-th on.
   __device__ __forceinline__ void write(const FixedPoint<T>& fixed, int row, int first, int columns,
                                         int turn, int stride, int lane) const {
     constexpr int kProducts = Shape::kBlockProducts;
+    // Of 128 columns in the products' order a lane has four: of product lane / 8, where it is in
+    // its block, the same each time if a block is of 128 columns or fewer.
+    const auto position_at = [&](int at) {
+      return kProducts > 4 ? (at / 32 + lane / 8) % kProducts : position_;
+    };
+    const auto column_at = [&](int at, int position) {
+      if (kProducts <= 4) return at + column_;
+      return at / Shape::Layout::kBlockK * Shape::Layout::kBlockK + position * 16 + lane % 8 * 2;
+    };
     const unsigned char* x = x_ + row * x_pitch_;
-    unsigned char* digits = digits_ + 4 * row * pitch_;
+    unsigned char* digits = digits_ + 4 * row * pitch_ + 4 * lane;
 #pragma unroll 1
     for (int at = first + 128 * turn; at < first + columns; at += 128 * stride) {
-      const int byte = at + 4 * lane;  // of four columns in the products' order
-      const int product = byte / 32, position = product % kProducts;
-      const int column =
-          product / kProducts * Shape::Layout::kBlockK + position * 16 + byte % 32 / 2;
+      const int position = position_at(at), column = column_at(at, position);
       const auto low = to_float2<T>(pair(x, column)),
                  high = to_float2<T>(pair(x, column + Shape::kHalfK));
       const float by = fixed.first(WBits * position), then = fixed.second(WBits * position);
@@ -95,22 +110,25 @@ class DigitSlice {
                                       __byte_perm(top01, top23, 0x7632)};
 #pragma unroll
       for (int d = 0; d < 4; ++d) {
-        *reinterpret_cast<std::uint32_t*>(digits + d * pitch_ + byte) = words[d];
+        *reinterpret_cast<std::uint32_t*>(digits + d * pitch_ + at) = words[d];
       }
     }
   }
 
-  /// Where a lane's ldmatrix of the first two products begins. rows: 1 or 2.
-  __device__ __forceinline__ const unsigned char* of_lane(int lane, int rows) const {
-    return digits_ + (lane & (4 * rows - 1)) * pitch_ + lane / 8 * 16;
+  /// Where a lane's ldmatrix of the first two products begins, from the slice on. rows: 1 or 2.
+  __device__ __forceinline__ int offset_of_lane(int lane, int rows) const {
+    return x_pitch_ * rows + (lane & (4 * rows - 1)) * pitch_ + lane / 8 * 16;
   }
 
  private:
   static __device__ __forceinline__ Pair<T> pair(const unsigned char* x, int column) {
-    return bits_as<Pair<T>>(*reinterpret_cast<const std::uint32_t*>(x + 2 * column));
+    // (bits_as of what is in memory would read it byte by byte.)
+    const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(x + 2 * column);
+    return bits_as<Pair<T>>(word);
   }
   unsigned char *x_, *digits_;
   int x_pitch_, pitch_;
+  int position_, column_;  // of a lane, if a block is of 128 columns or fewer
 };
 
 /// What a warp accumulates of a column of 64 channels: a lane has channels lane / 4 + 8 i, of two
@@ -215,9 +233,15 @@ class DigitMultiplier {
   __device__ __forceinline__ DigitMultiplier(const ForwardArguments& args, unsigned char* slice,
                                              int lane)
       : args_(args),
+        slice_(slice),
         digits_(args, slice),
         lane_(lane),
         halves_(!kWhole && (1 << min(args.group_shift, 30)) < Shape::Layout::kBlockK) {}
+  /// Before x is there.
+  __device__ __forceinline__ void prepare() {
+    digits_.prepare(lane_);
+    pairs_at_ = ptx::opaque(digits_.offset_of_lane(lane_, 1 << args_.slots_shift));
+  }
   __device__ __forceinline__ bool halves() const { return halves_; }
   static constexpr __device__ int columns_of_sum() { return 32 * kEnd; }
   __device__ __forceinline__ Sums sums() const { return Sums(halves_); }
@@ -236,7 +260,7 @@ class DigitMultiplier {
     constexpr int kPairs = Shape::kUnitProducts / 2;
     constexpr int kUnroll = kWhole ? kPairs : 1;
     const std::uint32_t mask = !halves_ ? 0xffffffffu : lane_ < 16 ? 0x00ff00ffu : 0xff00ff00u;
-    const unsigned char* pair = digits_.of_lane(lane_, 1 << args_.slots_shift) + first;
+    const unsigned char* pair = slice_ + pairs_at_ + first;
 #pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
       uint4 words[kTiles];
@@ -278,8 +302,9 @@ class DigitMultiplier {
 
  private:
   const ForwardArguments& args_;
+  const unsigned char* slice_;
   DigitSlice<WBits, T, kWholeWords> digits_;
-  int lane_;
+  int lane_, pairs_at_;
   bool halves_;
 };
 

@@ -298,8 +298,8 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   if (!args.programmatic) x.start_by_threads(slice_begin * kUnitK, slice_columns);
 
   // The rest is computed after that.
-  const int thread = ptx::opaque(static_cast<int>(threadIdx.x));
-  const int warp = thread / 32, lane = thread % 32;
+  const unsigned thread = ptx::opaque(threadIdx.x);
+  const int warp = static_cast<int>(thread / 32), lane = static_cast<int>(thread % 32);
   const int warps_n = 1 << args.warps_n_shift;
   const int warp_n = warp & (warps_n - 1), warp_k = warp >> args.warps_n_shift;
   const auto columns = static_cast<int>(static_cast<unsigned>(args.n_padded) / C.tile_n);
@@ -307,7 +307,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   const int m0 = static_cast<int>(blockIdx.y) * args.tile_rows;
   const int rows = min(args.m - m0, args.tile_rows);
   const int begin = split.part_begin(0, warp_k), end = split.part_begin(0, warp_k + 1);
-  const Multiplier multiplier(args, slice, lane);
+  Multiplier multiplier(args, slice, lane);
   TileReduction<WBits, T, C, false> reduction(args, storage, slice);
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
@@ -328,11 +328,13 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   };
   auto [weights, parameters] = streams();
   ptx::griddepcontrol_launch_dependents();
+  // Whatever need not wait for x.
+  multiplier.prepare();
+  reduction.prepare();
   if (args.programmatic && thread < 32) x.start(slice_begin * kUnitK, slice_columns);
 
   auto sums = multiplier.sums();
   const int part_first = (begin - slice_begin) * kUnitK;
-  ptx::griddepcontrol_wait();
   x.complete(slice_begin * kUnitK, slice_columns, !args.programmatic);
 #pragma unroll 1
   for (int row = 0; row < rows; ++row) {

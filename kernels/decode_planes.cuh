@@ -57,17 +57,20 @@ class PlaneReader {
 /// Bit i of lane j's words to bit j of lane i's.
 class BitTranspose {
  public:
-  static constexpr int kWords = 8;
+  BitTranspose() = default;
+  /// Here, not where it is needed.
   __device__ __forceinline__ explicit BitTranspose(int lane)
-      : halves_(lane & 16 ? 0x3276u : 0x5410u), bytes_(lane & 8 ? 0x3715u : 0x6240u) {
+      : halves_(ptx::opaque(lane & 16 ? 0x3276u : 0x5410u)),
+        bytes_(ptx::opaque(lane & 8 ? 0x3715u : 0x6240u)) {
     constexpr std::uint32_t kLow[3] = {0x0f0f0f0fu, 0x33333333u, 0x55555555u};
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       const int by = 4 >> i;
-      own_[i] = lane & by ? ~kLow[i] : kLow[i];
-      turn_[i] = lane & by ? 32 - by : by;
+      own_[i] = ptx::opaque(lane & by ? ~kLow[i] : kLow[i]);
+      turn_[i] = ptx::opaque(lane & by ? 32 - by : by);
     }
   }
+  template <int kWords>
   __device__ __forceinline__ void operator()(std::uint32_t (&words)[kWords]) const {
     exchange(words, 16, [&](std::uint32_t own, std::uint32_t other) {
       return __byte_perm(own, other, halves_);
@@ -85,7 +88,7 @@ class BitTranspose {
   }
 
  private:
-  template <class Mix>
+  template <int kWords, class Mix>
   static __device__ __forceinline__ void exchange(std::uint32_t (&words)[kWords], int by,
                                                   const Mix& mix) {
     std::uint32_t other[kWords];
@@ -111,6 +114,18 @@ class PlaneSlice {
                                         int lane)
       : x_(slice), planes_(slice + args.x_pitch), lane_(lane) {}
 
+  /// What is known of a lane's part before x is there.
+  __device__ __forceinline__ void prepare() {
+    transpose_ = BitTranspose(lane_);
+    // After it a plane of three of the numbers that lie side by side, or three of the fourth: where
+    // its words go.
+#pragma unroll
+    for (int i = 0; i < kWordsOfFour; ++i) {
+      to_[i] =
+          ptx::opaque(lane_ < Shape::kPlanes ? place_of_plane(lane_, i)
+                                             : place_of_plane(lane_ - Shape::kPlanes + 8 * i, 3));
+    }
+  }
   /// Writes the planes of the warp's share of columns [first, first + columns): every `turns`-th
   /// block from the `turn`-th on.
   __device__ __forceinline__ void write(const FixedPoint<T>& fixed, int first, int columns,
@@ -119,31 +134,32 @@ class PlaneSlice {
     // A lane has bit `lane` of the words: a column of k-step lane % 16, even or odd.
     const std::uint32_t pick = lane_ < 16 ? 0x4410u : 0x4432u;
     const unsigned char* x = x_ + 32 * (lane_ % 16);
-    const BitTranspose transpose(lane_);
-    // After it a plane: where its words go.
-    const int product = lane_ % Shape::kDigitBits / 2;
-    const int column = lane_ / Shape::kDigitBits * 2 + lane_ % 2;
 #pragma unroll 1
     for (int at = first + kBlockK * turn; at < first + columns; at += kBlockK * turns) {
-      std::uint32_t planes[BitTranspose::kWords];  // of four lanes, then those of the upper columns
+      // 24 bits of four numbers, the fourth's in the others' upper bytes; then those of the upper
+      // columns.
+      std::uint32_t planes[2 * kWordsOfFour];
 #pragma unroll
       for (int upper = 0; upper < 2; ++upper) {
         const uint4 words = *reinterpret_cast<const uint4*>(x + 2 * at + 16 * upper);
+        std::uint32_t numbers[4];
 #pragma unroll
         for (int t = 0; t < 4; ++t) {
           const std::uint32_t element = __byte_perm(word_of(words, t), 0, pick);
           const float value = scale_to_float(static_cast<std::uint16_t>(element), T == DType::bf16);
-          planes[4 * upper + t] = signed_digits(FixedPoint<T>::round(value, by, then));
+          numbers[t] = signed_digits(FixedPoint<T>::round(value, by, then));
+        }
+#pragma unroll
+        for (int i = 0; i < kWordsOfFour; ++i) {
+          planes[kWordsOfFour * upper + i] =
+              __byte_perm(numbers[i], numbers[3], 0x4210 + 0x1000 * i);
         }
       }
-      transpose(planes);
-      if (lane_ < Shape::kPlanes) {
-        unsigned char* block = planes_ + at / kBlockK * Shape::kBlockBytes;
+      transpose_(planes);
+      unsigned char* block = planes_ + at / kBlockK * Shape::kBlockBytes;
 #pragma unroll
-        for (int t = 0; t < 4; ++t) {
-          *reinterpret_cast<uint2*>(block + place(product, column, t)) =
-              make_uint2(planes[t], planes[4 + t]);
-        }
+      for (int i = 0; i < kWordsOfFour; ++i) {
+        *reinterpret_cast<uint2*>(block + to_[i]) = make_uint2(planes[i], planes[kWordsOfFour + i]);
       }
       __syncwarp();
     }
@@ -155,8 +171,15 @@ class PlaneSlice {
   }
 
  private:
+  static constexpr int kWordsOfFour = 3;
+  static_assert(4 * Shape::kPlanes == kWordsOfFour * 32);
   static __device__ __forceinline__ int place(int product, int column, int t) {
     return product * Shape::kProductBytes + column * 32 + 8 * t;
+  }
+  // Of the t-th of four lanes' columns.
+  static __device__ __forceinline__ int place_of_plane(int plane, int t) {
+    const int digit = plane / Shape::kDigitBits;
+    return place(plane % Shape::kDigitBits / 2, digit * 2 + plane % 2, t);
   }
   // Digits in two's complement. A carry of half their base to the upper one makes them so.
   static __device__ __forceinline__ std::uint32_t signed_digits(int number) {
@@ -165,6 +188,8 @@ class PlaneSlice {
   }
   unsigned char *x_, *planes_;
   int lane_;
+  BitTranspose transpose_;
+  int to_[kWordsOfFour];
 };
 
 /// What a warp accumulates of a column of 64 channels: a lane has channels lane / 4 + 8 i, one
@@ -257,6 +282,8 @@ class PlaneMultiplier {
       : args_(args),
         planes_(args, slice, lane),
         half_mask_(lane < 16 ? 0x00ff00ffu : 0xff00ff00u) {}
+  /// Before x is there.
+  __device__ __forceinline__ void prepare() { planes_.prepare(); }
   static constexpr __device__ bool halves() { return true; }
   /// Of both halves.
   __device__ __forceinline__ int columns_of_sum() const {

@@ -1,6 +1,7 @@
 #pragma once
 // From the sums of a decode kernel's warps to y.
 
+#include <bit>
 #include <cstdint>
 
 #include "arguments.hpp"
@@ -36,6 +37,9 @@ class TileReduction {
     if (args.cluster_shift > 0) ptx::barrier_cluster_arrive_relaxed();
   }
 
+  /// Where the inboxes are, when weights are on their way and x is not there yet: for kernels that
+  /// have a register for it.
+  __device__ __forceinline__ void prepare() { inboxes_at_ = ptx::opaque(inboxes_at()); }
   /// Whether no tile has been published.
   __device__ __forceinline__ bool at_first() const { return tiles_ == 0; }
   /// First column of the tile that is to be published next.
@@ -52,8 +56,11 @@ class TileReduction {
     const int count_shift = element_shift(warps_n_shift), count = 1 << count_shift;
     const bool alone = args_.cluster_shift == 0;
     auto& sums = storage_.sums;
-    store_sums(sums[warp], lane);
-    finish();
+    // Those of a column's warps side by side.
+    const int steps_shift = kWarpsShift - warps_n_shift;
+    const int warp_n = warp & ((1 << warps_n_shift) - 1), warp_k = warp >> warps_n_shift;
+    store_sums(sums[(warp_n << steps_shift) + warp_k], lane);
+    finish<false>();
     if (!alone) {
       // All inboxes are there (first time), or the one to be filled has been emptied.
       ptx::barrier_cluster_wait();
@@ -72,22 +79,21 @@ class TileReduction {
       for (int i = kChannels * thread; i < count; i += kChannels * C.threads()) {
         const Place place(i, warps_n_shift);
         float sum[kChannels] = {};
+        const int first = place.warp << steps_shift, steps = 1 << steps_shift;
         if constexpr (kChannels == 4) {
 #pragma unroll 4
-          for (int w = place.warp; w < C.warps(); w += 1 << warps_n_shift) {
+          for (int w = first; w < first + steps; ++w) {
             const float4 more = *reinterpret_cast<const float4*>(&sums[w][place.m][place.n]);
             sum[0] += more.x, sum[1] += more.y, sum[2] += more.z, sum[3] += more.w;
           }
         } else {  // few elements: all loads at once
-#pragma unroll
-          for (int step = 0; step < C.warps(); ++step) {
-            const int w = place.warp + (step << warps_n_shift);
-            if (w < C.warps()) sum[0] += sums[w][place.m][place.n];
-          }
+          sum[0] =
+              sum_of<C.warps()>(&sums[0][0][0], (first * C.tile_m + place.m) * kPitch + place.n,
+                                C.tile_m * kPitch, steps);
         }
         if (alone) {
 #pragma unroll
-          for (int j = 0; j < kChannels; ++j) store(column, place, j, sum[j]);
+          for (int j = 0; j < kChannels; ++j) Target(*this, column, place, j).store(*this, sum[j]);
         } else {
           ptx::st_async(inbox + (i & (part - 1)), sum, arrived,
                         i >> (count_shift - args_.cluster_shift));
@@ -105,22 +111,29 @@ class TileReduction {
   }
 
   /// Writes y of the tile that was published last, if that is left to be done. Once for each.
+  /// kLast: of no other there are registers to be kept.
+  template <bool kLast = true>
   __device__ __forceinline__ void finish() {
     if (tiles_ == 0 || args_.cluster_shift == 0) return;
     const int last = tiles_ - 1;
-    ptx::mbarrier_wait(&storage_.arrived[last & 1], static_cast<unsigned>(last / 2) & 1u);
     const int warps_n_shift = ptx::opaque(args_.warps_n_shift);
     const int count = 1 << element_shift(warps_n_shift), part = count >> args_.cluster_shift;
     const float* inbox = inboxes() + (last & 1) * count;
     const int rank = this->rank(), column = column_of(last);
+    const auto target_of = [&](int i) {
+      return Target(*this, column, Place(rank * part + i, warps_n_shift), 0);
+    };
+    const int first = ptx::opaque(static_cast<int>(threadIdx.x));
+    Target target;
+    if constexpr (kLast) {  // while sums are on their way
+      target = target_of(first);
+      target.hold();
+    }
+    ptx::mbarrier_wait(&storage_.arrived[last & 1], static_cast<unsigned>(last / 2) & 1u);
 #pragma unroll 1
-    for (int i = ptx::opaque(static_cast<int>(threadIdx.x)); i < part; i += C.threads()) {
-      float sum = 0.f;
-#pragma unroll
-      for (int from = 0; from < 8; ++from) {
-        if (from < 1 << args_.cluster_shift) sum += inbox[from * part + i];
-      }
-      store(column, Place(rank * part + i, warps_n_shift), 0, sum);
+    for (int i = first; i < part; i += C.threads()) {
+      if (!kLast || i != first) target = target_of(i);
+      target.store(*this, sum_of<8>(inbox, i, part, 1 << args_.cluster_shift));
     }
     __syncwarp();
   }
@@ -131,6 +144,25 @@ class TileReduction {
   }
 
  private:
+  static constexpr int kWarpsShift = std::countr_zero(static_cast<unsigned>(C.warps()));
+  static_assert(C.warps() == 1 << kWarpsShift);
+  static constexpr int kPitch = DecodeStorage<C>::kPitch;
+  // The sum of `count` numbers, kMost at most, `pitch` apart from the `first` on. (Held, or nvcc
+  // finds each one's place anew.)
+  template <int kMost>
+  static __device__ __forceinline__ float sum_of(const float* numbers, int first, int pitch,
+                                                 int count) {
+    const int place = ptx::opaque(static_cast<int>(sizeof(float)) * first);
+    const auto* bytes = reinterpret_cast<const unsigned char*>(numbers);
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
+      const auto at = i * pitch * static_cast<int>(sizeof(float)) + place;
+      sum += *reinterpret_cast<const float*>(bytes + at);
+    }
+    return sum;
+  }
   // Element i of [row][column of the tile][channel of the column].
   struct Place {
     int n, warp, m;
@@ -152,26 +184,48 @@ class TileReduction {
     return cta() & ((1 << shift) - 1);
   }
   __device__ __forceinline__ float* inboxes() const {
-    return reinterpret_cast<float*>(
-        slice_ + decode_slice_bytes(C, WBits, 1 << args_.slots_shift,
-                                    kAnew ? ptx::opaque(args_.x_pitch) : args_.x_pitch));
+    return reinterpret_cast<float*>(slice_ +
+                                    (multiplies_fixed_point(C) ? inboxes_at_ : inboxes_at()));
+  }
+  __device__ __forceinline__ int inboxes_at() const {
+    return decode_slice_bytes(C, WBits, 1 << args_.slots_shift,
+                              kAnew ? ptx::opaque(args_.x_pitch) : args_.x_pitch);
   }
   // First column of the CTA's tile number `tile`.
   __device__ __forceinline__ int column_of(int tile) const {
     return ((cta() >> args_.cluster_shift) << args_.warps_n_shift) + tile * args_.column_stride;
   }
-  // The sum of the j-th channel from `place` on.
-  __device__ __forceinline__ void store(int column, const Place& place, int j, float sum) const {
-    const int channel = (column + place.warp) * kWarpN + place.n + j;
-    const int row = static_cast<int>(blockIdx.y) * args_.tile_rows + place.m;
-    if (channel >= args_.n || row >= args_.m || place.m >= args_.tile_rows) return;
-    if (args_.bias != nullptr) sum += __ldg(args_.bias + channel);
-    static_cast<Scalar<T>*>(args_.y)[static_cast<std::int64_t>(row) * args_.ldy + channel] =
-        round_to<T>(sum);
-  }
+  // Where the sum of the j-th channel from `place` on goes.
+  class Target {
+   public:
+    Target() = default;
+    __device__ __forceinline__ Target(const TileReduction& of, int column, const Place& place,
+                                      int j) {
+      const ForwardArguments& args = of.args_;
+      const int channel = (column + place.warp) * kWarpN + place.n + j;
+      const int row = static_cast<int>(blockIdx.y) * args.tile_rows + place.m;
+      is_there_ = channel < args.n && row < args.m && place.m < args.tile_rows;
+      bias_ = is_there_ && args.bias != nullptr ? __ldg(args.bias + channel) : 0.f;
+      at_ = static_cast<std::int64_t>(row) * args.ldy + channel;
+    }
+    // Finds it here, not where it is needed.
+    __device__ __forceinline__ void hold() {
+      at_ = ptx::opaque(at_), bias_ = ptx::opaque(bias_);
+      is_there_ = ptx::opaque(is_there_ ? 1 : 0) != 0;
+    }
+    __device__ __forceinline__ void store(const TileReduction& of, float sum) const {
+      if (is_there_) static_cast<Scalar<T>*>(of.args_.y)[at_] = round_to<T>(sum + bias_);
+    }
+
+   private:
+    std::int64_t at_;
+    float bias_;
+    bool is_there_;
+  };
   const ForwardArguments& args_;
   DecodeStorage<C>& storage_;
   unsigned char* slice_;
+  int inboxes_at_;  // once prepared
   int tiles_ = 0;
 };
 

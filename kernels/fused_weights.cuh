@@ -8,47 +8,40 @@
 
 namespace mpq::kernels {
 
-/// s * (q - z) of one channel, rounded once: a masked word holds q times a power of two, s is
+/// s * (q - z) of two channels, rounded once: a masked word holds q times a power of two, s is
 /// multiplied by the inverse of that, and s * z is exact (see also
 /// is_stored_complemented). s is a layer's scale, lowered by fused_shift powers of two.
 template <int WBits, DType T>
 class FusedWeights {
  public:
+  FusedWeights() = default;
   /// Of the two channels whose scales and zeros are neighbours in `scales` and `zeros`. multiplier:
   /// fused_multiplier.
-  static __device__ __forceinline__ void load(std::uint32_t scales, std::uint32_t zeros,
-                                              std::uint32_t multiplier, FusedWeights (&to)[2]) {
+  __device__ __forceinline__ FusedWeights(std::uint32_t scales, std::uint32_t zeros,
+                                          std::uint32_t multiplier) {
     constexpr int kRaise = fused_raise(WBits, T);
     const Pair<T> raised = __hmul2(bits_as<Pair<T>>(scales), bits_as<Pair<T>>(multiplier));
-    Pair<T> multipliers[kPlaces];
 #pragma unroll
     for (int place = 0; place < kPlaces; ++place) {
-      multipliers[place] = times_power(raised, -fused_code_exponent(WBits, T, place) - kRaise);
+      multipliers_[place] = times_power(raised, -fused_code_exponent(WBits, T, place) - kRaise);
     }
     // Zeros, as they are, are subnormal numbers.
     constexpr int kLeast = 1 - exponent_bias(T) - mantissa_bits(T);
     const auto subnormal = bits_as<Pair<T>>(WBits == 8 ? zeros : __byte_perm(zeros, 0, 0x4140));
-    const Pair<T> offset = __hmul2(
-        times_power(subnormal, fused_code_exponent(WBits, T, 0) - kLeast), __hneg2(multipliers[0]));
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int place = 0; place < kPlaces; ++place) {
-        to[h].multipliers_[place] = both(multipliers[place], h);
-      }
-      to[h].offset_ = both(offset, h);
-    }
+    offset_ = __hmul2(times_power(subnormal, fused_code_exponent(WBits, T, 0) - kLeast),
+                      __hneg2(multipliers_[0]));
   }
 
-  /// The pair of k-step `step` in a layout word.
-  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step) const {
+  /// The pair of k-step `step` in a layout word of channel h.
+  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step, int h) const {
     constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
     constexpr int kBit = fused_code_bit(WBits, T);
     const int place = step % kPlaces, shift = kBit - WBits * (step - place);
     const std::uint32_t shifted = shift > 0 ? word << shift : word >> -shift;
     const std::uint32_t codes =
         WBits == 8 ? byte_codes(word, step) : shifted & (kMask << (kBit + WBits * place));
-    return bits_as<std::uint32_t>(__hfma2(bits_as<Pair<T>>(codes), multipliers_[place], offset_));
+    return bits_as<std::uint32_t>(
+        __hfma2(bits_as<Pair<T>>(codes), both(multipliers_[place], h), both(offset_, h)));
   }
 
  private:
@@ -58,9 +51,13 @@ class FusedWeights {
     if (exponent == 0) return pair;
     return __hmul2(pair, bits_as<Pair<T>>(pair_of_power<T>(exponent)));
   }
-  // One half of a pair, twice.
+  // Channel h's half of a pair, twice: which half an instruction takes as it reads.
   static __device__ __forceinline__ Pair<T> both(Pair<T> pair, int h) {
-    return bits_as<Pair<T>>(__byte_perm(bits_as<std::uint32_t>(pair), 0, h == 0 ? 0x1010 : 0x3232));
+    if constexpr (T == DType::f16) {
+      return h == 0 ? __low2half2(pair) : __high2half2(pair);
+    } else {
+      return h == 0 ? __low2bfloat162(pair) : __high2bfloat162(pair);
+    }
   }
 
   Pair<T> multipliers_[kPlaces], offset_;

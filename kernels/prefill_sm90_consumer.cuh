@@ -87,7 +87,8 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     float affine;
     typename Codes<WBits, T>::Zero zero;
   };
-  using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters>;
+  // Of two channels.
+  using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters[2]>;
 
   __device__ __forceinline__ void hold_sums() {
 #pragma unroll
@@ -176,14 +177,14 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     for (int t = 0; t < kOwn; ++t) {
       const auto stored = this->stored_parameters(x_cursor_.slot, row, t);
       if constexpr (kFused) {
-        Parameters::load(stored.scales, stored.zeros, cluster_.fused_multiplier, parameters_[t]);
+        parameters_[t] = Parameters(stored.scales, stored.zeros, cluster_.fused_multiplier);
       } else {
         load_each(parameters_[t], stored);
       }
     }
   }
 
-  __device__ __forceinline__ void load_each(Parameters (&to)[2],
+  __device__ __forceinline__ void load_each(PairParameters (&to)[2],
                                             const typename Base::StoredParameters& stored) const {
     using Codes = Codes<WBits, T>;
 #pragma unroll
@@ -202,10 +203,10 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
 
   // Two weights of one channel, rounded once to the activations' type.
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
-    const Parameters& parameters = parameters_[t][h];
     if constexpr (kFused) {
-      return parameters.pair(word, step);
+      return parameters_[t].pair(word, step, h);
     } else {
+      const PairParameters& parameters = parameters_[t][h];
       const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero,
                                                       kHoldsMagic ? magic_ : Half2Of<T>::kMagic);
       if constexpr (kGeneral) {
@@ -247,7 +248,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
   RingCursor<Storage::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];
   std::uint32_t fragments_[kFragmentSets][kTiles][4];
-  Parameters parameters_[kTiles][2];  // [strip][h]
+  Parameters parameters_[kTiles];  // [strip]
 };
 
 }  // namespace mpq::kernels

@@ -231,11 +231,17 @@ struct HopperPrefillStorage {
   static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
   /// Part of y on its way out, of each consumer.
   alignas(1024) YPass y[Shape::kConsumers];
+  /// Fragments of a unit, four floats a thread.
+  using Fragments = float4[Shape::kPassRows / 8][128];
   union {
     Rings rings;
-    // Of the units that this CTA adds up, from each slice; before that from phases. Fragments, four
-    // floats a thread.
-    float4 inbox[kUnits + kMostSlices * Shape::kOwners - 1][Shape::kPassRows / 8][128];
+    struct {
+      // Of each unit, from the phases that do not own it.
+      Fragments from_phases[std::max(kUnits * (Shape::kPhases - 1), 1)];
+      // Of the units that this CTA adds up, from each slice. Not where phases' are, for other CTAs
+      // write here when this one's rings have been read.
+      Fragments inbox[kUnits + kMostSlices * Shape::kOwners - 1];
+    } exchange;
   };
   std::uint64_t sums_arrived;  ///< in the inbox, from the cluster
   std::uint64_t x_full[kStages], x_empty[kStages];

@@ -206,7 +206,7 @@ class PrefillWarpgroup {
     const int unit = unit_of(t, pass);
     const int place =
         over_split(cluster_, unit / Shape::kOwners) * Shape::kOwners + unit % Shape::kOwners;
-    return &storage_.inbox[place * cluster_.split];
+    return &storage_.exchange.inbox[place * cluster_.split];
   }
 
   __device__ __forceinline__ float* sums_of(int t, int pass, int fragment) {
@@ -216,12 +216,12 @@ class PrefillWarpgroup {
   // The other phases' sums of this phase's units, by way of shared memory, in their order.
   __device__ __forceinline__ void add_phases(int thread) {
     constexpr int kOthers = Shape::kPhases - 1;
-    static_assert(Storage::kUnits * kOthers <= std::extent_v<decltype(storage_.inbox)>);
     const auto others_of = [&](int t, int pass) {
-      return &storage_.inbox[unit_of(t, pass) * kOthers];
+      return &storage_.exchange.from_phases[unit_of(t, pass) * kOthers];
     };
     // The rings have been read.
     ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    if (cluster_.split > 1) ptx::barrier_cluster_arrive_relaxed();
     for_each_unit([&](int t, int pass) {
       const int owner = phase_of(t, pass);
       if (owner == phase_) return;
@@ -249,7 +249,7 @@ class PrefillWarpgroup {
 
   __device__ __forceinline__ void add_slices(int thread) {
     // The rings, which become inboxes, have been read everywhere.
-    ptx::barrier_cluster_arrive_relaxed();
+    if constexpr (Shape::kPhases == 1) ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
     const int slice = this->slice();
     for_each_unit([&](int t, int pass) {
@@ -337,7 +337,6 @@ class PrefillWarpgroup {
     const auto staged = [&](int t, int pass) -> auto& {
       return reinterpret_cast<typename Storage::YPass&>(inbox_of(t, pass)[slice]);
     };
-    if constexpr (Shape::kPhases > 1) sync_warpgroup();  // the other phase's sums have been read
     for_each_unit([&](int t, int pass) {
       if (owns(t, pass)) stage_pass(staged(t, pass), t, pass, place);
     });

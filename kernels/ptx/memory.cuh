@@ -20,6 +20,18 @@ __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+__device__ __forceinline__ std::uint32_t opaque(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+__device__ __forceinline__ std::int64_t opaque(std::int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+__device__ __forceinline__ float opaque(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
 template <class T>
 __device__ __forceinline__ T* opaque(T* value) {
   asm volatile("" : "+l"(value));
