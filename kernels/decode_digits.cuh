@@ -59,14 +59,16 @@ class DigitSlice {
         x_pitch_(args.x_pitch),
         pitch_(decode_digit_pitch(args.x_pitch)) {}
 
-  /// What is known of a lane's columns before x is there.
-  __device__ __forceinline__ void prepare(int lane) {
+  /// What is known of a lane's columns before x is there. rows: 1 or 2.
+  __device__ __forceinline__ void prepare(int lane, int rows) {
     constexpr int kProducts = Shape::kBlockProducts;
     if constexpr (kProducts <= 4) {
-      position_ = ptx::opaque(lane / 8 % kProducts);
-      column_ = ptx::opaque(lane / 8 / kProducts * Shape::Layout::kBlockK +
-                            lane / 8 % kProducts * 16 + lane % 8 * 2);
+      const int product = lane / 8, position = product % kProducts;
+      position_ = ptx::opaque(position);
+      column_ =
+          ptx::opaque(product / kProducts * Shape::Layout::kBlockK + position * 16 + lane % 8 * 2);
     }
+    pairs_at_ = ptx::opaque(x_pitch_ * rows + (lane & (4 * rows - 1)) * pitch_ + lane / 8 * 16);
   }
   /// Writes the digits of the warp's share of columns [first, first + columns): every `stride`-th
   /// 128 from the `turn`-th on.
@@ -115,9 +117,9 @@ class DigitSlice {
     }
   }
 
-  /// Where a lane's ldmatrix of the first two products begins, from the slice on. rows: 1 or 2.
-  __device__ __forceinline__ int offset_of_lane(int lane, int rows) const {
-    return x_pitch_ * rows + (lane & (4 * rows - 1)) * pitch_ + lane / 8 * 16;
+  /// Where a lane's ldmatrix of the first two products begins, once prepared.
+  __device__ __forceinline__ const unsigned char* pairs() const {
+    return x_ + pairs_at_;
   }
 
  private:
@@ -128,6 +130,7 @@ class DigitSlice {
   }
   unsigned char *x_, *digits_;
   int x_pitch_, pitch_;
+  int pairs_at_;
   int position_, column_;  // of a lane, if a block is of 128 columns or fewer
 };
 
@@ -233,15 +236,11 @@ class DigitMultiplier {
   __device__ __forceinline__ DigitMultiplier(const ForwardArguments& args, unsigned char* slice,
                                              int lane)
       : args_(args),
-        slice_(slice),
         digits_(args, slice),
         lane_(lane),
         halves_(!kWhole && (1 << min(args.group_shift, 30)) < Shape::Layout::kBlockK) {}
   /// Before x is there.
-  __device__ __forceinline__ void prepare() {
-    digits_.prepare(lane_);
-    pairs_at_ = ptx::opaque(digits_.offset_of_lane(lane_, 1 << args_.slots_shift));
-  }
+  __device__ __forceinline__ void prepare() { digits_.prepare(lane_, 1 << args_.slots_shift); }
   __device__ __forceinline__ bool halves() const { return halves_; }
   static constexpr __device__ int columns_of_sum() { return 32 * kEnd; }
   __device__ __forceinline__ Sums sums() const { return Sums(halves_); }
@@ -260,7 +259,7 @@ class DigitMultiplier {
     constexpr int kPairs = Shape::kUnitProducts / 2;
     constexpr int kUnroll = kWhole ? kPairs : 1;
     const std::uint32_t mask = !halves_ ? 0xffffffffu : lane_ < 16 ? 0x00ff00ffu : 0xff00ff00u;
-    const unsigned char* pair = slice_ + pairs_at_ + first;
+    const unsigned char* pair = digits_.pairs() + first;
 #pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
       uint4 words[kTiles];
@@ -302,9 +301,8 @@ class DigitMultiplier {
 
  private:
   const ForwardArguments& args_;
-  const unsigned char* slice_;
   DigitSlice<WBits, T, kWholeWords> digits_;
-  int lane_, pairs_at_;
+  int lane_;
   bool halves_;
 };
 

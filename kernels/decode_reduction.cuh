@@ -111,7 +111,7 @@ class TileReduction {
   }
 
   /// Writes y of the tile that was published last, if that is left to be done. Once for each.
-  /// kLast: of no other there are registers to be kept.
+  /// kLast: there are registers for where it goes, which is found while the sums are on their way.
   template <bool kLast = true>
   __device__ __forceinline__ void finish() {
     if (tiles_ == 0 || args_.cluster_shift == 0) return;
@@ -125,7 +125,7 @@ class TileReduction {
     };
     const int first = ptx::opaque(static_cast<int>(threadIdx.x));
     Target target;
-    if constexpr (kLast) {  // while sums are on their way
+    if constexpr (kLast) {
       target = target_of(first);
       target.hold();
     }

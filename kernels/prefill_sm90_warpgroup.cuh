@@ -31,6 +31,9 @@ class PrefillWarpgroup {
   /// holds the units that it owns, and each of its phases some of them.
   __device__ __forceinline__ void reduce() {
     const int thread = place().thread;
+    // When the rings have been read, here and in the cluster, others' sums may lie there.
+    if constexpr (Shape::kPhases > 1) ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
+    if (cluster_.split > 1) ptx::barrier_cluster_arrive_relaxed();
     if constexpr (Shape::kPhases > 1) add_phases(thread);
     if (cluster_.split > 1) add_slices(thread);
   }
@@ -219,9 +222,6 @@ class PrefillWarpgroup {
     const auto others_of = [&](int t, int pass) {
       return &storage_.exchange.from_phases[unit_of(t, pass) * kOthers];
     };
-    // The rings have been read.
-    ptx::bar_sync(kConsumersBarrier, 128 * Shape::kConsumers);
-    if (cluster_.split > 1) ptx::barrier_cluster_arrive_relaxed();
     for_each_unit([&](int t, int pass) {
       const int owner = phase_of(t, pass);
       if (owner == phase_) return;
@@ -248,8 +248,6 @@ class PrefillWarpgroup {
   }
 
   __device__ __forceinline__ void add_slices(int thread) {
-    // The rings, which become inboxes, have been read everywhere.
-    if constexpr (Shape::kPhases == 1) ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
     const int slice = this->slice();
     for_each_unit([&](int t, int pass) {

@@ -2,6 +2,7 @@
 // Loads that plain C++ cannot express: streaming global loads, cp.async, ldmatrix.
 
 #include <cstdint>
+#include <type_traits>
 
 namespace mpq::kernels::ptx {
 
@@ -16,25 +17,16 @@ __device__ __forceinline__ uint4 ld_global_nc_no_allocate(const uint4* address) 
 
 /// The same value; compilers cannot tell, and compute what depends on it where it stands, not ahead
 /// of a loop.
-__device__ __forceinline__ int opaque(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-__device__ __forceinline__ std::uint32_t opaque(std::uint32_t value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-__device__ __forceinline__ std::int64_t opaque(std::int64_t value) {
-  asm volatile("" : "+l"(value));
-  return value;
-}
-__device__ __forceinline__ float opaque(float value) {
-  asm volatile("" : "+f"(value));
-  return value;
-}
 template <class T>
-__device__ __forceinline__ T* opaque(T* value) {
-  asm volatile("" : "+l"(value));
+__device__ __forceinline__ T opaque(T value) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  if constexpr (std::is_same_v<T, float>) {
+    asm volatile("" : "+f"(value));
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("" : "+r"(value));
+  } else {
+    asm volatile("" : "+l"(value));
+  }
   return value;
 }
 
