@@ -71,8 +71,9 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
                      args.part};
 
   constexpr bool kAnew = kGeneral || kSegment > 4;  // no registers to spare
+  constexpr bool kHolds = WBits == 8 && C.tile_m == 8 && !kAnew;
   ActivationSlice<C, kAnew> x(args, storage, slice);
-  TileReduction<WBits, T, C, kAnew> reduction(args, storage, slice);
+  TileReduction<WBits, T, C, kAnew, kHolds> reduction(args, storage, slice);
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -86,10 +87,11 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   const Runs runs(split, warp_k, first_column + warp_n, args.column_stride, columns);
   WeightStream<WBits, C, Runs, 1> weights(args, storage.ring[warp], lane, runs);
   ParameterStream<WBits, T, kTiles, kGeneral, Runs> parameters(args, runs, lane / 4 * 8);
+  DecodeAccumulator<WBits, T, C, kGeneral> sums;
   ptx::griddepcontrol_launch_dependents();
+  reduction.prepare(decltype(sums)::place(lane));
   if (args.programmatic) start_x(0);
 
-  DecodeAccumulator<WBits, T, C, kGeneral> sums;
   const auto part_of_x = [&](int chunk, int part, int m) {
     const int first = split.part_begin(chunk, 0), begin = split.part_begin(chunk, part);
     return x.of_lane(lane, m) + (begin - first) * (Layout::kBlockK * 2);
@@ -185,7 +187,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
       }
       sums.finish();
     }
-    reduction.publish([&](auto& target, int of_lane) { sums.store(target, of_lane); });
+    reduction.publish(sums);
   }
   reduction.finish();
   reduction.leave();
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   static_assert(sizeof(DecodeStorage<C>) == decode_storage_bytes(C));
   unsigned char* shared = ptx::dynamic_shared_memory_held();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
-  unsigned char* slice = shared + sizeof(DecodeStorage<C>);
+  unsigned char* slice = shared + sizeof(DecodeStorage<C>) + decode_parameter_bytes(C, WBits);
   // On Hopper so many rows of 4 bits and fewer come here in groups of 16 columns only, unless a
   // caller insists: there is code for general layers alone.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

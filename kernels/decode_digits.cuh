@@ -190,9 +190,12 @@ class DigitSums {
     parameters.advance();
   }
 
-  /// Writes the warp's sums [row][channel].
-  __device__ __forceinline__ void store(float (&sums)[C.tile_m][DecodeStorage<C>::kPitch],
-                                        int lane) const {
+  /// Of a lane's first channel among the warp's sums [row][channel].
+  static __device__ __forceinline__ int place(int lane) {
+    return lane % 4 / 2 * DecodeStorage<C>::kPitch + lane / 4;
+  }
+  /// Writes the sums, from there on. (Two lanes have the same, or four.)
+  __device__ __forceinline__ void store(float* sums, int lane) const {
     const float first = fixed_.lower_first() * (lane % 2 == 0 ? 1.f : 0x1p16f);
     float value[2 * kTiles];
 #pragma unroll
@@ -204,10 +207,8 @@ class DigitSums {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) value[i] += __shfl_xor_sync(0xffffffffu, value[i], 2);
     }
-    if (lane % 2 == 0) {
 #pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) sums[lane % 4 / 2][lane / 4 + 8 * i] = value[i];
-    }
+    for (int i = 0; i < 2 * kTiles; ++i) sums[8 * i] = value[i];
   }
 
  private:

@@ -308,16 +308,15 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   const int rows = min(args.m - m0, args.tile_rows);
   const int begin = split.part_begin(0, warp_k), end = split.part_begin(0, warp_k + 1);
   Multiplier multiplier(args, slice, lane);
-  TileReduction<WBits, T, C, false> reduction(args, storage, slice);
+  constexpr bool kHolds = WBits > 1;  // with 1 bit ptxas makes planes more slowly then
+  TileReduction<WBits, T, C, false, kHolds> reduction(args, storage, slice);
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
   const auto streams = [&] {
     if constexpr (Multiplier::kWhole) {
       using Ring = ParameterRing<WBits, T, C>;
       using Copier = typename Ring::Copier;
-      unsigned char* ring = slice +
-                            decode_slice_bytes(C, WBits, 1 << args.slots_shift, args.x_pitch) -
-                            (C.warps() - warp) * Ring::kBytes;
+      unsigned char* ring = slice - (C.warps() - warp) * Ring::kBytes;
       return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
           {args, storage.ring[warp], lane, runs, Copier(args, ring, runs, lane)}, {ring, lane}};
     } else {
@@ -330,7 +329,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   ptx::griddepcontrol_launch_dependents();
   // Whatever need not wait for x.
   multiplier.prepare();
-  reduction.prepare();
+  reduction.prepare(Multiplier::Sums::place(lane));
   if (args.programmatic && thread < 32) x.start(slice_begin * kUnitK, slice_columns);
 
   auto sums = multiplier.sums();
@@ -353,7 +352,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
     if (column + warp_n < columns) {
       multiplier.multiply(weights, parameters, part_first, end - begin, sums);
     }
-    reduction.publish([&](auto& target, int of_lane) { sums.store(target, of_lane); });
+    reduction.publish(sums);
   }
   reduction.finish();
   reduction.leave();

@@ -246,9 +246,12 @@ class PlaneSums {
         args, parameters, x, [&](int i) { return sum[i]; }, total_);
   }
 
-  /// Writes the warp's sums [row][channel].
-  __device__ __forceinline__ void store(float (&sums)[C.tile_m][DecodeStorage<C>::kPitch],
-                                        int lane) const {
+  /// Of a lane's first channel among the warp's sums.
+  static __device__ __forceinline__ int place(int lane) {
+    return lane / 4;
+  }
+  /// Writes the sums, from there on. (Four lanes have the same.)
+  __device__ __forceinline__ void store(float* sums, int lane) const {
     const float first = fixed_.lower_first() * float_power(Shape::kDigitBits * (lane % 2));
     float value[2 * kTiles];
 #pragma unroll
@@ -257,10 +260,8 @@ class PlaneSums {
       value[i] += __shfl_xor_sync(0xffffffffu, value[i], 1);
       value[i] += __shfl_xor_sync(0xffffffffu, value[i], 2);
     }
-    if (lane % 4 == 0) {
 #pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) sums[0][lane / 4 + 8 * i] = value[i];
-    }
+    for (int i = 0; i < 2 * kTiles; ++i) sums[8 * i] = value[i];
   }
 
  private:

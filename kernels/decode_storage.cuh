@@ -7,8 +7,8 @@
 
 namespace mpq::kernels {
 
-/// Shared memory of a CTA. Its slice of x follows (ActivationSlice), then the inboxes
-/// (TileReduction).
+/// Shared memory of a CTA. Parameters on their way follow (ParameterRing), its slice of x
+/// (ActivationSlice), and the inboxes (TileReduction).
 template <KernelConfig C>
 struct DecodeStorage {
   static constexpr int kWarpN = C.tile_n, kTiles = C.tile_n / 16;

@@ -254,16 +254,20 @@ class DecodeAccumulator {
     }
   }
 
-  /// Writes the warp's totals [row][channel].
-  __device__ __forceinline__ void store(float (&sums)[C.tile_m][DecodeStorage<C>::kPitch],
-                                        int lane) const {
+  static constexpr int kPitch = DecodeStorage<C>::kPitch;
+  /// Of a lane's first total among the warp's [row][channel].
+  static __device__ __forceinline__ int place(int lane) {
+    return 2 * (lane % 4) * kPitch + lane / 4;
+  }
+  /// Writes the totals, from there on.
+  __device__ __forceinline__ void store(float* sums, int /*lane*/) const {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sums[8 * m + 2 * (lane % 4) + i % 2][16 * t + lane / 4 + 8 * (i / 2)] = total[t][m][i];
+          sums[(8 * m + i % 2) * kPitch + 16 * t + 8 * (i / 2)] = total[t][m][i];
         }
       }
     }

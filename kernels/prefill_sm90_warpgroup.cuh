@@ -258,8 +258,9 @@ class PrefillWarpgroup {
       for (int i = 0; i < kPassFragments; ++i) {
         const float* d = sums_of(t, pass, i);
         const float values[4] = {d[0], d[1], d[2], d[3]};
-        ptx::st_async(&inbox[i][thread].x, values, &storage_.sums_arrived,
-                      owner * cluster_.multicast + member());
+        ptx::st_async(ptx::ClusterTarget(&inbox[i][thread].x, &storage_.sums_arrived,
+                                         owner * cluster_.multicast + member()),
+                      values);
       }
     });
     ptx::mbarrier_wait(&storage_.sums_arrived, 0);

@@ -80,13 +80,16 @@ constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexc
   if (!multiplies_fixed_point(config) || bits == 8) return 0;
   return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + 1);
 }
-/// Bytes of the slice: x, and where they are multiplied its four digits, or planes in their place,
-/// and parameters.
+/// Bytes of a row of the slice: x, and where they are multiplied its four digits, or planes in
+/// their place.
+constexpr int decode_row_bytes(const KernelConfig& config, int x_pitch) noexcept {
+  return x_pitch + (multiplies_fixed_point(config) ? 4 * decode_digit_pitch(x_pitch) : 0);
+}
+/// Bytes of the slice, and of the parameters before it.
 constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int bits, int rows,
                                           int x_pitch) noexcept {
-  const int digits = multiplies_fixed_point(config) ? 4 * decode_digit_pitch(x_pitch) : 0;
-  return std::int64_t{x_pitch + digits} * decode_row_slots(config, rows) +
-         decode_parameter_bytes(config, bits);
+  return decode_parameter_bytes(config, bits) +
+         std::int64_t{decode_row_bytes(config, x_pitch)} * decode_row_slots(config, rows);
 }
 /// Floats of a decode kernel's two inboxes for the sums of its cluster.
 constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warps_n,

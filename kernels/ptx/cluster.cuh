@@ -75,31 +75,55 @@ __device__ __forceinline__ void barrier_cluster_wait() {
 #endif
 }
 
-/// Stores one float, or four, 16-byte aligned, at the place of `local` in CTA `rank` of the
-/// cluster, where the mbarrier at the place of `barrier` counts their bytes.
+/// The place of `local` in CTA `rank` of the cluster, and the mbarrier in the place of `barrier`
+/// there, which counts the bytes that are stored.
+class ClusterTarget {
+ public:
+  ClusterTarget() = default;
+  __device__ __forceinline__ ClusterTarget(const float* local, const std::uint64_t* barrier,
+                                           int rank)
+      : place_(map(local, rank)), counter_(map(barrier, rank)) {}
+  /// So many floats and mbarriers further.
+  __device__ __forceinline__ ClusterTarget moved(int floats, int barriers) const {
+    ClusterTarget to = *this;
+    to.place_ += static_cast<std::uint32_t>(floats) * 4u;
+    to.counter_ += static_cast<std::uint32_t>(barriers) * 8u;
+    return to;
+  }
+  /// Found here, not where it is needed.
+  __device__ __forceinline__ void hold() { place_ = opaque(place_), counter_ = opaque(counter_); }
+  __device__ __forceinline__ std::uint32_t place() const { return place_; }
+  __device__ __forceinline__ std::uint32_t counter() const { return counter_; }
+
+ private:
+  static __device__ __forceinline__ std::uint32_t map(const void* local, int rank) {
+    std::uint32_t there = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(there)
+                 : "r"(shared_address(local)), "r"(rank));
+#endif
+    return there;
+  }
+  std::uint32_t place_, counter_;
+};
+
+/// Stores one float, or four, 16-byte aligned.
 template <int kCount>
-__device__ __forceinline__ void st_async(float* local, const float (&values)[kCount],
-                                         std::uint64_t* barrier, int rank) {
+__device__ __forceinline__ void st_async(const ClusterTarget& to, const float (&values)[kCount]) {
   static_assert(kCount == 1 || kCount == 4);
 #if __CUDA_ARCH__ >= 900
-  std::uint32_t target, counter;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(target)
-               : "r"(shared_address(local)), "r"(rank));
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(counter)
-               : "r"(shared_address(barrier)), "r"(rank));
   if constexpr (kCount == 4) {
     asm volatile(
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-        "[%5];" ::"r"(target),
-        "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "r"(counter)
+        "[%5];" ::"r"(to.place()),
+        "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "r"(to.counter())
         : "memory");
   } else {
-    asm volatile(
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(target),
-        "f"(values[0]), "r"(counter)
-        : "memory");
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+                     to.place()),
+                 "f"(values[0]), "r"(to.counter())
+                 : "memory");
   }
 #endif
 }

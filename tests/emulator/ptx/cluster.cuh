@@ -40,11 +40,30 @@ inline void barrier_cluster_wait() {
                        emulator::arrived_generation());
 }
 
+class ClusterTarget {
+ public:
+  ClusterTarget() = default;
+  ClusterTarget(const float* local, const std::uint64_t* barrier, int rank)
+      : local_(local), barrier_(barrier), rank_(rank) {}
+  ClusterTarget moved(int floats, int barriers) const {
+    return {local_ + floats, barrier_ + barriers, rank_};
+  }
+  void hold() {}
+  unsigned char* place() const { return emulator::in_cta(local_, rank_); }
+  emulator::TransactionBarrier& counter() const {
+    return emulator::transaction_barrier(barrier_, rank_);
+  }
+
+ private:
+  const float* local_;
+  const std::uint64_t* barrier_;
+  int rank_;
+};
+
 template <int kCount>
-inline void st_async(float* local, const float (&values)[kCount], std::uint64_t* barrier,
-                     int rank) {
-  auto* target = emulator::in_cta(local, rank);
-  auto& b = emulator::transaction_barrier(barrier, rank);
+inline void st_async(const ClusterTarget& to, const float (&values)[kCount]) {
+  auto* target = to.place();
+  auto& b = to.counter();
   std::array<float, kCount> copy;
   std::copy_n(values, kCount, copy.begin());
   emulator::do_later([=, &b] {
