@@ -133,6 +133,9 @@ struct HopperPrefillShape {
   // Batch rows that a consumer writes at once.
   static constexpr int kPassRows = kFewRows ? std::min(C.tile_m, 16) : 32;
   static constexpr int kPasses = C.tile_m / kPassRows;
+  /// y is written from registers, not by way of shared memory. (With 16 rows that gains nothing,
+  /// with more it loses.)
+  static constexpr bool kWritesSums = C.tile_m == 8;
   /// Scales and zeros come by tensor maps: fewer instructions a stage, but two maps more to be
   /// fetched first, which is worth it where stages are short.
   static constexpr bool kParameterBoxes = !kFewRows || C.tile_n <= 192;
@@ -169,7 +172,8 @@ struct HopperPrefillStorage {
   static constexpr int kParameterRows = Shape::kStageK / kLeastHopperGroup;
   /// A pass of y: 16-byte pieces permuted as in x.
   using YPass = std::uint16_t[Shape::kPassRows][Shape::Layout::kBlockN];
-  static constexpr int kYBytes = Shape::kConsumers * static_cast<int>(sizeof(YPass));
+  static constexpr int kYBytes =
+      Shape::kWritesSums ? 0 : Shape::kConsumers * static_cast<int>(sizeof(YPass));
   static constexpr int weight_stages(int stages) {
     constexpr int kPerChunk = Shape::kStagesPerChunk;
     return kPerChunk == 1 ? stages : (stages + kPerChunk - 1) / kPerChunk + 1;
@@ -229,8 +233,10 @@ struct HopperPrefillStorage {
   };
   /// The sums of a slice of K travel by pass and 64 channels: a unit.
   static constexpr int kUnits = Shape::kStrips * Shape::kPasses;
+  struct Nothing {};
+  using YPassEach = YPass[Shape::kConsumers];
   /// Part of y on its way out, of each consumer.
-  alignas(1024) YPass y[Shape::kConsumers];
+  [[no_unique_address]] alignas(1024) std::conditional_t<Shape::kWritesSums, Nothing, YPassEach> y;
   /// Fragments of a unit, four floats a thread.
   using Fragments = float4[Shape::kPassRows / 8][128];
   union {

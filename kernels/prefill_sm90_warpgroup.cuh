@@ -44,7 +44,9 @@ class PrefillWarpgroup {
   __device__ __forceinline__ void store(const TileWalk<WBits, C>& tile) {
     const Place place = this->place();
     if (args_.bias != nullptr) add_bias(tile, place);
-    if constexpr (kExchanged) {
+    if constexpr (Shape::kWritesSums) {
+      write_sums(tile, place);
+    } else if constexpr (kExchanged) {
       store_units(tile, place);
     } else {
       if constexpr (Shape::kStoresByTma) {
@@ -85,8 +87,8 @@ class PrefillWarpgroup {
     if constexpr (!Shape::kShortOfRegisters) {
       return {static_cast<int>(threadIdx.x % 128), warp_, lane_};
     }
-    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
-    return {thread, thread / 32, thread % 32};
+    const unsigned thread = ptx::opaque(threadIdx.x) % 128;
+    return {static_cast<int>(thread), static_cast<int>(thread / 32), static_cast<int>(thread % 32)};
   }
 
   // The CTA's slice of K, and which of those that share x it is.
@@ -271,22 +273,44 @@ class PrefillWarpgroup {
 
   // The sums of a unit that the warpgroup owns: those in its inbox and its own, in their order.
   __device__ __forceinline__ void add_inbox(int t, int pass, int thread) {
-    const auto* inbox = inbox_of(t, pass);
+    auto* inbox = inbox_of(t, pass);
     const int slice = this->slice();
     float4 total[kPassFragments] = {};
+    if constexpr (kPassFragments == 1) {  // without a loop
+      const float* own = sums_of(t, pass, 0);
+      inbox[slice][0][thread] = make_float4(own[0], own[1], own[2], own[3]);
+      add_slices_of<kMostSlices>(total, inbox, thread);
+    } else {
 #pragma unroll 1
-    for (int i = 0; i < slice; ++i) add_fragments(total, inbox[i], thread);
+      for (int i = 0; i < slice; ++i) add_fragments(total, inbox[i], thread);
 #pragma unroll
-    for (int i = 0; i < kPassFragments; ++i) {
-      const float* own = sums_of(t, pass, i);
-      total[i].x += own[0], total[i].y += own[1], total[i].z += own[2], total[i].w += own[3];
-    }
+      for (int i = 0; i < kPassFragments; ++i) {
+        const float* own = sums_of(t, pass, i);
+        total[i].x += own[0], total[i].y += own[1], total[i].z += own[2], total[i].w += own[3];
+      }
 #pragma unroll 1
-    for (int i = slice + 1; i < cluster_.split; ++i) add_fragments(total, inbox[i], thread);
+      for (int i = slice + 1; i < cluster_.split; ++i) add_fragments(total, inbox[i], thread);
+    }
+    set_sums(t, pass, total);
+  }
+  __device__ __forceinline__ void set_sums(int t, int pass, const float4 (&to)[kPassFragments]) {
 #pragma unroll
     for (int i = 0; i < kPassFragments; ++i) {
       float* own = sums_of(t, pass, i);
-      own[0] = total[i].x, own[1] = total[i].y, own[2] = total[i].z, own[3] = total[i].w;
+      own[0] = to[i].x, own[1] = to[i].y, own[2] = to[i].z, own[3] = to[i].w;
+    }
+  }
+
+  // Of an inbox's slices, kMost at most; all loads at once.
+  template <int kMost, class Fragments>
+  __device__ __forceinline__ void add_slices_of(float4 (&to)[kPassFragments],
+                                                const Fragments* inbox, int thread) const {
+    if constexpr (kMost > 2) {
+      if (cluster_.split <= kMost / 2) return add_slices_of<kMost / 2>(to, inbox, thread);
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i < kMost / 2 || i < cluster_.split) add_fragments(to, inbox[i], thread);
     }
   }
 
@@ -313,6 +337,34 @@ class PrefillWarpgroup {
 #pragma unroll
       for (int i = 0; i < C.tile_m / 2; ++i) sums_[t][i] += bias[i / 2 % 2];
     }
+  }
+
+  // Few rows straight from registers, two channels of a row at a time.
+  __device__ __forceinline__ void write_sums(const TileWalk<WBits, C>& tile, const Place& place) {
+    for_each_unit([&](int t, int pass) {
+      const int m0 = row_of(tile, pass) + place.lane / 4;
+      const int n0 = channel_of(tile, t) + 16 * place.warp + 2 * (place.lane % 4);
+      if (row_of(tile, pass) >= args_.m || !owns(t, pass)) return;
+      auto* y = static_cast<std::uint16_t*>(args_.y) + m0 * args_.ldy + n0;
+#pragma unroll
+      for (int i = 0; i < kPassFragments; ++i) {
+        const float* d = sums_of(t, pass, i);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const std::uint32_t pair = ptx::movmatrix_trans(
+              bits_as<std::uint32_t>(round_to_pair<T>(d[2 * h], d[2 * h + 1])));
+          if (m0 + 8 * i >= args_.m) continue;
+          std::uint16_t* to = y + 8 * i * args_.ldy + 8 * h;
+          const int left = args_.n - n0 - 8 * h;
+          if (cluster_.y_by_pieces) {
+            if (left > 0) *reinterpret_cast<std::uint32_t*>(to) = pair;
+          } else {
+            if (left > 0) to[0] = static_cast<std::uint16_t>(pair);
+            if (left > 1) to[1] = static_cast<std::uint16_t>(pair >> 16);
+          }
+        }
+      }
+    });
   }
 
   // Instructions that run once a tile are fetched anew each time, so there are few of them here.
@@ -424,7 +476,7 @@ class PrefillWarpgroup {
                                              int m0) const {
     constexpr int kPieces = Layout::kBlockN / 8;
     // Places are not worth registers throughout the main loop.
-    const int thread = ptx::opaque(static_cast<int>(threadIdx.x)) % 128;
+    const auto thread = static_cast<int>(ptx::opaque(threadIdx.x) % 128);
     auto* y = static_cast<std::uint16_t*>(args_.y);
     if (kByPieces && cluster_.y_by_pieces) {
       const int piece = thread % kPieces, n = n0 + 8 * piece;

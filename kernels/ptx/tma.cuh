@@ -112,4 +112,11 @@ __device__ __forceinline__ void stmatrix_trans(void* shared_row, const std::uint
                : "memory");
 }
 
+/// Transposes an 8x8 matrix of 16-bit elements, whose rows are the registers of four lanes each.
+__device__ __forceinline__ std::uint32_t movmatrix_trans(std::uint32_t row) {
+  std::uint32_t column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+  return column;
+}
+
 }  // namespace mpq::kernels::ptx

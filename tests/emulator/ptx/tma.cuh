@@ -82,4 +82,20 @@ inline void stmatrix_trans(void* shared_row, const std::uint32_t (&r)[kCount]) {
   });
 }
 
+inline std::uint32_t movmatrix_trans(std::uint32_t row) {
+  struct Lane {
+    std::uint32_t row, column;
+  } lane{row, 0};
+  emulator::collective("movmatrix", lane, [](const auto& all) {
+    for (int i = 0; i < 32; ++i) {
+      for (int h = 0; h < 2; ++h) {
+        const int from = 4 * (2 * (i % 4) + h) + i / 4 / 2;
+        const std::uint32_t half = all[from]->row >> (16 * (i / 4 % 2)) & 0xffffu;
+        all[i]->column |= half << (16 * h);
+      }
+    }
+  });
+  return lane.column;
+}
+
 }  // namespace mpq::kernels::ptx
