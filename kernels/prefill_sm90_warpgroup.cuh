@@ -3,7 +3,6 @@
 // it is, the parameters of its channels, and its sums, which are added up across slices and phases
 // of K and written as y.
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -302,9 +301,10 @@ class PrefillWarpgroup {
   }
 
   // Of an inbox's slices, kMost at most; all loads at once.
-  template <int kMost, class Fragments>
+  template <int kMost>
   __device__ __forceinline__ void add_slices_of(float4 (&to)[kPassFragments],
-                                                const Fragments* inbox, int thread) const {
+                                                const typename Storage::Fragments* inbox,
+                                                int thread) const {
     if constexpr (kMost > 2) {
       if (cluster_.split <= kMost / 2) return add_slices_of<kMost / 2>(to, inbox, thread);
     }
@@ -339,29 +339,27 @@ class PrefillWarpgroup {
     }
   }
 
-  // Few rows straight from registers, two channels of a row at a time.
+  // Eight rows straight from registers, two channels of a row at a time.
   __device__ __forceinline__ void write_sums(const TileWalk<WBits, C>& tile, const Place& place) {
+    static_assert(kPassFragments == 1);
     for_each_unit([&](int t, int pass) {
       const int m0 = row_of(tile, pass) + place.lane / 4;
       const int n0 = channel_of(tile, t) + 16 * place.warp + 2 * (place.lane % 4);
       if (row_of(tile, pass) >= args_.m || !owns(t, pass)) return;
       auto* y = static_cast<std::uint16_t*>(args_.y) + m0 * args_.ldy + n0;
+      const float* d = sums_of(t, pass, 0);
 #pragma unroll
-      for (int i = 0; i < kPassFragments; ++i) {
-        const float* d = sums_of(t, pass, i);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const std::uint32_t pair = ptx::movmatrix_trans(
-              bits_as<std::uint32_t>(round_to_pair<T>(d[2 * h], d[2 * h + 1])));
-          if (m0 + 8 * i >= args_.m) continue;
-          std::uint16_t* to = y + 8 * i * args_.ldy + 8 * h;
-          const int left = args_.n - n0 - 8 * h;
-          if (cluster_.y_by_pieces) {
-            if (left > 0) *reinterpret_cast<std::uint32_t*>(to) = pair;
-          } else {
-            if (left > 0) to[0] = static_cast<std::uint16_t>(pair);
-            if (left > 1) to[1] = static_cast<std::uint16_t>(pair >> 16);
-          }
+      for (int h = 0; h < 2; ++h) {
+        const std::uint32_t pair =
+            ptx::movmatrix_trans(bits_as<std::uint32_t>(round_to_pair<T>(d[2 * h], d[2 * h + 1])));
+        if (m0 >= args_.m) continue;
+        std::uint16_t* to = y + 8 * h;
+        const int left = args_.n - n0 - 8 * h;
+        if (cluster_.y_by_pieces) {
+          if (left > 0) *reinterpret_cast<std::uint32_t*>(to) = pair;
+        } else {
+          if (left > 0) to[0] = static_cast<std::uint16_t>(pair);
+          if (left > 1) to[1] = static_cast<std::uint16_t>(pair >> 16);
         }
       }
     });
@@ -446,12 +444,13 @@ class PrefillWarpgroup {
   // Rounds the sums of pass `pass` of strip t into shared memory.
   __device__ __forceinline__ void stage_pass(typename Storage::YPass& to, int t, int pass,
                                              const Place& place) {
-    constexpr int kRows = std::min(Shape::kPassRows, 16);  // of a stmatrix
+    constexpr int kRows = 16;  // of a stmatrix
+    static_assert(Shape::kPassRows % kRows == 0);
 #pragma unroll
     for (int i = 0; i < Shape::kPassRows; i += kRows) {
-      std::uint32_t r[kRows / 4];
+      std::uint32_t r[4];
 #pragma unroll
-      for (int e = 0; e < kRows / 4; ++e) {
+      for (int e = 0; e < 4; ++e) {
         const int j = (pass * Shape::kPassRows + i) / 8 + e / 2;
         const float* d = &sums_[t][4 * j + 2 * (e % 2)];
         r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0], d[1]));

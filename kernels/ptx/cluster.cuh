@@ -82,7 +82,7 @@ class ClusterTarget {
   ClusterTarget() = default;
   __device__ __forceinline__ ClusterTarget(const float* local, const std::uint64_t* barrier,
                                            int rank)
-      : place_(map(local, rank)), counter_(map(barrier, rank)) {}
+      : place_(shared_address_in(local, rank)), counter_(shared_address_in(barrier, rank)) {}
   /// So many floats and mbarriers further.
   __device__ __forceinline__ ClusterTarget moved(int floats, int barriers) const {
     ClusterTarget to = *this;
@@ -96,15 +96,6 @@ class ClusterTarget {
   __device__ __forceinline__ std::uint32_t counter() const { return counter_; }
 
  private:
-  static __device__ __forceinline__ std::uint32_t map(const void* local, int rank) {
-    std::uint32_t there = 0;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(there)
-                 : "r"(shared_address(local)), "r"(rank));
-#endif
-    return there;
-  }
   std::uint32_t place_, counter_;
 };
 

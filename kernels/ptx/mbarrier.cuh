@@ -38,11 +38,9 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint64_t* barrier) {
 
 /// Arrives at the barrier in the place of `barrier` in CTA `rank` of the cluster.
 __device__ __forceinline__ void mbarrier_arrive_cluster(std::uint64_t* barrier, int rank) {
-  std::uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(remote)
-               : "r"(shared_address(barrier)), "r"(rank));
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory");
+  asm volatile(
+      "mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(shared_address_in(barrier, rank))
+      : "memory");
 }
 
 /// Whether the phase of this parity has ended; may suspend the thread for a while first.

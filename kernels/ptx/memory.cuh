@@ -77,6 +77,17 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// The address of its place in CTA `rank` of the cluster (sm_90).
+__device__ __forceinline__ std::uint32_t shared_address_in(const void* pointer, int rank) {
+  std::uint32_t there = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(there)
+               : "r"(shared_address(pointer)), "r"(rank));
+#endif
+  return there;
+}
+
 /// Copies `bytes` (0 to 16) to 16 aligned bytes of shared memory and fills the rest with zero.
 /// `source` must be 16-byte aligned.
 __device__ __forceinline__ void cp_async_16_zfill(void* shared, const void* source, int bytes) {

@@ -104,14 +104,6 @@ __device__ __forceinline__ void stmatrix_trans(void* shared_row, const std::uint
                : "memory");
 }
 
-/// Two of them, at the addresses of lanes 0 to 15.
-__device__ __forceinline__ void stmatrix_trans(void* shared_row, const std::uint32_t (&r)[2]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(
-                   shared_address(shared_row)),
-               "r"(r[0]), "r"(r[1])
-               : "memory");
-}
-
 /// Transposes an 8x8 matrix of 16-bit elements, whose rows are the registers of four lanes each.
 __device__ __forceinline__ std::uint32_t movmatrix_trans(std::uint32_t row) {
   std::uint32_t column;
