@@ -31,6 +31,7 @@ struct ForwardArguments {
   bool scales_are_bf16;     ///< else f16, whatever the activations are
   std::int8_t fused_shift;  ///< the layer's; -1: one multiply-add does not make its weights
   bool programmatic;        ///< the predecessor in the stream may still be running
+  bool x_is_aligned;        ///< each row of x begins at a multiple of 16 bytes
   // Of the decode kernels, as the plan has them; divisions would cost more than the rest of the
   // start.
   int chunks, part;   ///< of KSplit

@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 #include "arguments.hpp"
 #include "decode_activations.cuh"
@@ -74,6 +75,7 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   constexpr bool kHolds = WBits == 8 && C.tile_m == 8 && !kAnew;
   ActivationSlice<C, kAnew> x(args, storage, slice);
   TileReduction<WBits, T, C, kAnew, kHolds> reduction(args, storage, slice);
+  reduction.begin();
   const auto first_of = [&](int chunk) { return split.part_begin(chunk, 0) * Layout::kBlockK; };
   const auto columns_of = [&](int chunk) {
     return split.part_begin(chunk, split.warps) * Layout::kBlockK - first_of(chunk);
@@ -193,6 +195,9 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   reduction.leave();
 }
 
+template <int kValue>
+constexpr std::integral_constant<int, kValue> kInt;
+
 /// One row of kKernelTable; its instructions follow from its tile. Grid: x = clusters * CTAs of a
 /// cluster, y = tiles of batch rows.
 template <int WBits, DType T, int Row>
@@ -212,27 +217,37 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   constexpr bool kRare = false;
 #endif
   const bool general = kRare || args.zeros == nullptr ||
-                       args.scales_are_bf16 != (T == DType::bf16) || args.chunks > 1;
+                       args.scales_are_bf16 != (T == DType::bf16) ||
+                       (!multiplies_fixed_point(C) && args.chunks > 1);
   if constexpr (multiplies_fixed_point(C)) {
     const auto run = [&]<class Multiplier>() {
       decode_fixed_point<WBits, T, C, Multiplier>(args, storage, slice);
     };
     constexpr int kAll = DigitShape<WBits>::kUnitProducts, kFew = WBits == 8 ? 1 : 2;
-    const int group = 1 << min(args.group_shift, 30);
-    const int shared = group < KernelLayout<WBits>::kBlockK ? 16 : 32;  // columns of a product
-    if (multiplies_planes(C, WBits, group, 1 << args.slots_shift)) {
+    using Layout = KernelLayout<WBits>;
+    // Whether groups are of so many columns, a power of two, or more.
+    const auto has_groups_of = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
+      constexpr int kShift = std::countr_zero(static_cast<unsigned>(kColumns));
+      return args.group_shift >= kShift;
+    };
+    // Whether so many products are of one group.
+    const auto are_of_a_group = [&]<int kProducts>(std::integral_constant<int, kProducts>) {
+      return has_groups_of(kInt<32 * kProducts>) ||
+             (has_groups_of(kInt<16 * kProducts>) && !has_groups_of(kInt<Layout::kBlockK>));
+    };
+    if (multiplies_planes(C, WBits, 1 << min(args.group_shift, 30), 1 << args.slots_shift)) {
       if constexpr (WBits == 1) {
-        if (!general && group >= PlaneShape::kSumK) {
+        if (!general && has_groups_of(kInt<PlaneShape::kSumK>)) {
           run.template operator()<PlaneMultiplier<T, C, true>>();
         } else {
           run.template operator()<PlaneMultiplier<T, C, false>>();
         }
       }
-    } else if (WBits < 8 && !general && group >= KernelLayout<WBits>::kAlignK) {
-      if constexpr (WBits < 8) run.template operator()<DigitMultiplier<WBits, T, C, kAll, true>>();
-    } else if (group >= shared * kAll) {
+    } else if (!general && has_groups_of(kInt<Layout::kAlignK>)) {
+      run.template operator()<DigitMultiplier<WBits, T, C, kAll, true>>();
+    } else if (are_of_a_group(kInt<kAll>)) {
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
-    } else if (group >= shared * kFew) {
+    } else if (are_of_a_group(kInt<kFew>)) {
       run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
     } else if constexpr (kFew > 1) {  // groups of 16 columns; never mind the time
       run.template operator()<DigitMultiplier<WBits, T, C, 1, false>>();

@@ -42,15 +42,15 @@ class ActivationSlice {
   /// The same by all threads, a group of cp.async of each: sooner there than a bulk copy where
   /// slices are long and weights have not been asked for yet. For one slice.
   __device__ __forceinline__ void start_by_threads(int first, int columns) const {
-    const int pieces = whole_columns(first, columns) / 8, count = rows();
-    const std::uint16_t* x = row_of_x(first);
-    unsigned char* to = shared_;
+    const int whole = whole_columns(first, columns), count = rows();
+    const auto thread = static_cast<int>(threadIdx.x);
+    const std::uint16_t* from = row_of_x(first) + 8 * thread;
+    unsigned char* to = shared_ + 16 * thread;
 #pragma unroll 1
-    for (int row = 0; row < count; ++row, x += args_.ldx, to += args_.x_pitch) {
-#pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x); i < pieces; i += C.threads()) {
-        ptx::cp_async_16(to + 16 * i, x + 8 * i);
-      }
+    for (int i = 8 * thread; i < whole; i += 8 * C.threads()) {
+      ptx::cp_async_16(to, from);
+      if (count > 1) copy_further_rows(to, from, count);
+      from += 8 * C.threads(), to += 16 * C.threads();
     }
     ptx::cp_async_commit_group();
   }
@@ -79,6 +79,16 @@ class ActivationSlice {
   }
 
  private:
+  // 16 bytes of each row behind the first.
+  __device__ __forceinline__ void copy_further_rows(unsigned char* to, const std::uint16_t* from,
+                                                    int count) const {
+    const std::int64_t stride = ptx::opaque(args_.ldx);
+#pragma unroll 1
+    for (int row = 1; row < count; ++row) {
+      from += stride, to += args_.x_pitch;
+      ptx::cp_async_16(to, from);
+    }
+  }
   __device__ __forceinline__ int first_row() const {
     const auto tile = static_cast<int>(blockIdx.y);
     return (kAnew ? ptx::opaque(tile) : tile) * args_.tile_rows;
@@ -87,15 +97,13 @@ class ActivationSlice {
     return min(args_.m - first_row(), args_.tile_rows);
   }
   __device__ __forceinline__ const std::uint16_t* row_of_x(int first) const {
-    return static_cast<const std::uint16_t*>(args_.x) + std::int64_t{first_row()} * args_.ldx +
-           first;
+    return static_cast<const std::uint16_t*>(args_.x) +
+           static_cast<std::int64_t>(static_cast<unsigned>(first_row())) * args_.ldx + first;
   }
   // Columns that are copied 16 bytes and more at a time: all but what is past x, if rows are
   // aligned.
   __device__ __forceinline__ int whole_columns(int first, int columns) const {
-    const bool aligned =
-        reinterpret_cast<std::uintptr_t>(args_.x) % 16 == 0 && (args_.ldx % 8 == 0 || args_.m == 1);
-    return aligned ? min(max(args_.k - first, 0), columns) & ~7 : 0;
+    return args_.x_is_aligned ? min(max(args_.k - first, 0), columns) & ~7 : 0;
   }
   // Columns [from, to), of which those below `valid` are of x.
   __device__ __forceinline__ void fill(const std::uint16_t* x, int from, int valid, int to) const {

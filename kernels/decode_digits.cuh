@@ -227,7 +227,6 @@ class DigitMultiplier {
   static constexpr bool kWhole = kWhole_;
   using Sums = DigitSums<WBits, T, C, kWhole>;
   static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnd == Shape::kUnitProducts));
-  static_assert(!kWhole || WBits < 8);
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
   /// The last product of a block takes its words as they are. What they hold beside its own codes
   /// meets the numbers of these, which are taken off the others' instead. With 2 bits only
@@ -282,13 +281,16 @@ class DigitMultiplier {
         if constexpr (kEnd == 2) sums.clear();
         static_for<2>([&]<int kHalf>() {
           constexpr int kShift = kProducts == 1 ? 0 : WBits * kHalf;
-          if constexpr (kProducts == 1) weights.take(words);
+          if constexpr (kProducts == 1) {
+            weights.take(words);
+            if (kWhole && kHalf == 0 && i == 0) parameters.begin();
+          }
           if constexpr (kEnd == 1) sums.clear();
           const bool whole = kWholeWords && kHalf == 1 && (2 * i + 2) % kProducts == 0;
           sums.multiply(words, whole ? 0xffffffffu : code << kShift,
                         whole ? Shape::kAllOnes : one << kShift, b[2 * kHalf] & mask,
                         b[2 * kHalf + 1] & mask);
-          if constexpr (kProducts == 1) weights.refill();
+          if constexpr (kProducts == 1) weights.refill(2 * i + kHalf);
           if constexpr (kEnd == 1) sums.end(args_, parameters);
         });
         if constexpr (kProducts == 2) weights.refill(i);

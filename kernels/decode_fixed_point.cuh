@@ -173,8 +173,8 @@ class ParameterRing {
  public:
   static constexpr int kUnitK = KernelLayout<WBits>::kAlignK, kSums = kUnitK / 128;
   using Parameters = LaneParameters<WBits, T, 4, false>;
-  static_assert(sizeof(ZeroCode<WBits>) == 1);
-  static constexpr int kScaleBytes = 64 * 2, kSumBytes = kScaleBytes + 64;
+  static constexpr int kZeroSize = sizeof(ZeroCode<WBits>);
+  static constexpr int kScaleBytes = 64 * 2, kSumBytes = kScaleBytes + 64 * kZeroSize;
   static constexpr int kSlotBytes = kSums * kSumBytes, kBytes = C.stages * kSlotBytes;
   static_assert(C.warps() * kBytes == decode_parameter_bytes(C, WBits));
 
@@ -184,11 +184,11 @@ class ParameterRing {
     __device__ __forceinline__ Copier(const ForwardArguments& args, unsigned char* ring,
                                       const UnitRuns& runs, int lane)
         : args_(args), to_(ring + 16 * lane), runs_(runs), lane_(lane), unit_(runs.begin()) {
-      const auto channels = static_cast<std::uint64_t>(runs.column()) * 64;
-      from_ = is_scale() ? reinterpret_cast<const unsigned char*>(args.scales + channels)
-                         : static_cast<const unsigned char*>(args.zeros) + channels - kScaleBytes;
-      from_ += 16 * place();
-      column_stride_ = runs.stride() * 64 * (is_scale() ? 2 : 1);
+      const unsigned column_bytes = 64 * (is_scale() ? 2 : kZeroSize);
+      const unsigned place_bytes = 16 * place() - (is_scale() ? 0 : kScaleBytes);
+      from_ = static_cast<const unsigned char*>(is_scale() ? args.scales : args.zeros) +
+              (static_cast<unsigned>(runs.column()) * column_bytes + place_bytes);
+      column_stride_ = runs.stride() * static_cast<int>(column_bytes);
     }
     __device__ __forceinline__ void begin() const { __syncwarp(); }  // what was there has been read
     /// Starts the next unit's.
@@ -197,7 +197,7 @@ class ParameterRing {
         const auto group =
             static_cast<unsigned>((unit_ * kUnitK + sum() * 128) >> args_.group_shift);
         const auto stride =
-            static_cast<unsigned>(is_scale() ? 2 * args_.n_padded : args_.zeros_stride);
+            static_cast<unsigned>(is_scale() ? 2 * args_.n_padded : kZeroSize * args_.zeros_stride);
         ptx::cp_async_16(to_ + slot_, from_ + std::uint64_t{group} * stride);
       }
       slot_ = slot_ == kBytes - kSlotBytes ? 0 : slot_ + kSlotBytes;
@@ -220,7 +220,7 @@ class ParameterRing {
 
   __device__ __forceinline__ ParameterRing(const unsigned char* ring, int lane)
       : scales_(ring + (kSums > 1 && lane % 4 >= 2 ? kSumBytes : 0) + lane / 4 * 16),
-        zeros_(ring + (kSums > 1 && lane % 4 >= 2 ? kSumBytes : 0) + kScaleBytes + lane / 4 * 8) {}
+        zeros_(scales_ + kScaleBytes - lane / 4 * (16 - 8 * kZeroSize)) {}
 
   /// When the unit's first block has been taken.
   __device__ __forceinline__ void begin() {
@@ -228,8 +228,14 @@ class ParameterRing {
     const uint4 scales = *reinterpret_cast<const uint4*>(scales_ + slot_);
     ahead_.scales[0] = scales.x, ahead_.scales[1] = scales.y;
     ahead_.scales[2] = scales.z, ahead_.scales[3] = scales.w;
-    const uint2 zeros = *reinterpret_cast<const uint2*>(zeros_ + slot_);
-    ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
+    if constexpr (kZeroSize == 1) {
+      const uint2 zeros = *reinterpret_cast<const uint2*>(zeros_ + slot_);
+      ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
+    } else {
+      const uint4 zeros = *reinterpret_cast<const uint4*>(zeros_ + slot_);
+      ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
+      ahead_.zeros[2] = zeros.z, ahead_.zeros[3] = zeros.w;
+    }
     slot_ = slot_ == kBytes - kSlotBytes ? 0 : slot_ + kSlotBytes;
   }
   __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
@@ -326,6 +332,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
     }
   };
   auto [weights, parameters] = streams();
+  reduction.begin();
   ptx::griddepcontrol_launch_dependents();
   // Whatever need not wait for x.
   multiplier.prepare();

@@ -25,18 +25,20 @@ class TileReduction {
  public:
   static constexpr int kWarpN = DecodeStorage<C>::kWarpN;
 
-  /// slice: of x. The inboxes follow it: [2][rank][element of the part]. x's
-  /// mbarrier is made here, too.
+  /// slice: of x. The inboxes follow it: [2][rank][element of the part].
   __device__ __forceinline__ TileReduction(const ForwardArguments& args, DecodeStorage<C>& storage,
                                            unsigned char* slice)
-      : args_(args), storage_(storage), slice_(slice) {
+      : args_(args), storage_(storage), slice_(slice) {}
+
+  /// Makes the mbarriers, x's too, and tells the cluster.
+  __device__ __forceinline__ void begin() const {
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(&storage_.arrived[0], 1);
       ptx::mbarrier_init(&storage_.arrived[1], 1);
       ptx::mbarrier_init(&storage_.x_arrived, 1);
       ptx::fence_mbarrier_init();
     }
-    if (args.cluster_shift > 0) ptx::barrier_cluster_arrive_relaxed();
+    if (args_.cluster_shift > 0) ptx::barrier_cluster_arrive_relaxed();
   }
 
   /// When weights are on their way, and x is not there yet: waits until all CTAs of the cluster
@@ -190,24 +192,18 @@ class TileReduction {
   __device__ __forceinline__ void add_up_held(int thread, int warps_n_shift) const {
     const int count = 1 << element_shift(warps_n_shift), inbox = tiles_ & 1;
     const int steps = 1 << steps_shift(warps_n_shift), column = column_of(tiles_);
-    const auto add_up_one = [&](int i, int at, const auto& owner) {
-      const float sum[1] = {sum_of<C.warps()>(&storage_.sums[0][0][0], at, kOfWarp, steps)};
+    if (thread < count) {
+      const float sum[1] = {
+          sum_of<C.warps()>(&storage_.sums[0][0][0], first_sums_at_, kOfWarp, steps)};
       if (args_.cluster_shift == 0) {
-        Target(*this, column, Place(i, warps_n_shift), 0).store(sum[0]);
+        Target(*this, column, Place(thread, warps_n_shift), 0).store(sum[0]);
       } else {
-        ptx::st_async(owner().moved(inbox * count, inbox), sum);
-      }
-    };
-    if (thread < count) add_up_one(thread, first_sums_at_, [&] { return first_owner_; });
-    if (count > C.threads()) {
-#pragma unroll 1
-      for (int i = thread + C.threads(); i < count; i += C.threads()) {
-        add_up_one(i, sums_at(Place(i, warps_n_shift), warps_n_shift),
-                   [&] { return owner_of(i, warps_n_shift); });
+        ptx::st_async(first_owner_.moved(inbox * count, inbox), sum);
       }
     }
+    if (count > C.threads()) add_up<1>(thread + C.threads(), warps_n_shift);
   }
-  // The same where nothing is held, of one channel or four at a time.
+  // The same where nothing is held, of one channel or four at a time, from a thread's first on.
   template <int kChannels>
   __device__ __forceinline__ void add_up(int thread, int warps_n_shift) const {
     const int count_shift = element_shift(warps_n_shift), count = 1 << count_shift;

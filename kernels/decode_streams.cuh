@@ -56,7 +56,8 @@ class WeightStream {
           runs.stride() * static_cast<int>(static_cast<unsigned>(args.k_padded) / Layout::kBlockK) -
           run_blocks_;
     }
-#pragma unroll 1
+    constexpr int kAtOnce = kEvenly ? C.stages : 1;
+#pragma unroll kAtOnce
     for (int i = 0; i < C.stages; ++i) copy(i % kUnitBlocks == 0);
   }
   /// Waits for the oldest block in flight.
@@ -103,13 +104,15 @@ class WeightStream {
   }
   __device__ __forceinline__ void begin_run() {
     left_ = runs_.empty() ? 0 : (runs_.end() - runs_.begin()) * kUnitBlocks;
-    if (left_ == 0) return;
+    if (!kEvenly && left_ == 0) return;
     const auto column = static_cast<unsigned>(runs_.column());
-    const std::int64_t block = static_cast<std::int64_t>(column / kPerBlock) *
-                                   (static_cast<unsigned>(args_.k_padded) / Layout::kBlockK) +
-                               runs_.begin() * kUnitBlocks;
+    // (A layer's blocks are fewer than 2^32.)
+    const std::uint32_t block =
+        column / kPerBlock * (static_cast<unsigned>(args_.k_padded) / Layout::kBlockK) +
+        static_cast<unsigned>(runs_.begin()) * kUnitBlocks;
     const unsigned lane = threadIdx.x % 32;
-    source_ = args_.qweight + block * kBlockWords + column % kPerBlock * (kTiles * 32) + lane;
+    source_ = args_.qweight + std::uint64_t{block} * kBlockWords +
+              (column % kPerBlock * (kTiles * 32) + lane);
   }
   const ForwardArguments& args_;
   Runs runs_;

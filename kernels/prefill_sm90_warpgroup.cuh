@@ -455,7 +455,7 @@ class PrefillWarpgroup {
         const float* d = &sums_[t][4 * j + 2 * (e % 2)];
         r[e] = bits_as<std::uint32_t>(round_to_pair<T>(d[0], d[1]));
       }
-      const int row = i + (place.lane / 16 * 8 + place.lane % 8) % kRows;
+      const int row = i + place.lane / 16 * 8 + place.lane % 8;
       const int piece = 2 * place.warp + place.lane / 8 % 2;
       ptx::stmatrix_trans(&to[row][8 * swizzled_piece(row, piece)], r);
     }
@@ -473,16 +473,17 @@ class PrefillWarpgroup {
   template <bool kByPieces>
   __device__ __forceinline__ void write_pass(const typename Storage::YPass& staged, int n0,
                                              int m0) const {
-    constexpr int kPieces = Layout::kBlockN / 8;
+    constexpr int kPieces = Layout::kBlockN / 8, kRows = 128 / kPieces;  // at a time
+    static_assert(Shape::kPassRows % kRows == 0);
     // Places are not worth registers throughout the main loop.
     const auto thread = static_cast<int>(ptx::opaque(threadIdx.x) % 128);
     auto* y = static_cast<std::uint16_t*>(args_.y);
     if (kByPieces && cluster_.y_by_pieces) {
       const int piece = thread % kPieces, n = n0 + 8 * piece;
 #pragma unroll
-      for (int i = 0; i < Shape::kPassRows; i += 128 / kPieces) {
+      for (int i = 0; i < Shape::kPassRows; i += kRows) {
         const int row = i + thread / kPieces;
-        if (row >= Shape::kPassRows || m0 + row >= args_.m || n >= args_.n) continue;
+        if (m0 + row >= args_.m || n >= args_.n) continue;
         *reinterpret_cast<uint4*>(y + (m0 + row) * args_.ldy + n) =
             *reinterpret_cast<const uint4*>(&staged[row][8 * swizzled_piece(row, piece)]);
       }

@@ -77,8 +77,9 @@ constexpr int decode_digit_pitch(int x_pitch) noexcept {
 /// Bytes of the scales and zeros of a unit that are on their way (ParameterRing), of all warps and
 /// stages.
 constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexcept {
-  if (!multiplies_fixed_point(config) || bits == 8) return 0;
-  return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + 1);
+  if (!multiplies_fixed_point(config)) return 0;
+  const int zero_bytes = bits == 8 ? 2 : 1;
+  return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + zero_bytes);
 }
 /// Bytes of a row of the slice: x, and where they are multiplied its four digits, or planes in
 /// their place.

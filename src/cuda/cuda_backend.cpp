@@ -77,6 +77,7 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           .scales_are_bf16 = scale_dtype_ == DType::bf16,
           .fused_shift = static_cast<std::int8_t>(fused_shift_.value_or(-1)),
           .programmatic = false,
+          .x_is_aligned = false,
           .chunks = plan.chunks,
           .part = split.part,
           .x_pitch = decode_x_pitch(config, bits_, split),
@@ -121,6 +122,8 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
     launch.programmatic = runs_sm90a_code(traits_);
   }
   args.programmatic = launch.programmatic;
+  args.x_is_aligned =
+      reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 && (args.ldx % 8 == 0 || args.m == 1);
   const PlanTail& tail = chosen.tail;
   launch.followed = tail.kernel != -1;
   check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype).launch(args, launch),

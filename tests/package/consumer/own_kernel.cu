@@ -42,6 +42,7 @@ int main() {
   kernels::ForwardArguments args{};
   args.x = to_device(x);
   args.ldx = kIn;
+  args.x_is_aligned = true;
   auto* y_device = to_device(y);
   args.y = y_device;
   args.ldy = kOut;
