@@ -31,7 +31,7 @@ constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the 
 // What prefill kernels take for up to 8 rows of what is estimated, beside decode kernels.
 double prefill_factor(const Problem& problem, bool chained) {
   if (problem.bits == 8) return 1.05;
-  if (chained) return 0.94;
+  if (chained) return problem.m <= 2 && problem.bits > 1 ? 1 : 0.94;
   if (problem.gathers) return 1;
   return problem.bits != 4 ? 1.06 : problem.m <= 2 ? 1.15 : 1.05;
 }
@@ -107,10 +107,10 @@ double split_k(const Problem& problem, const DeviceTraits& device, const Forward
 }
 
 // Whether x as fixed-point numbers fits shared memory, and there is something to gain, unlike with
-// 8 bits. What products of single bits cost on devices after 9.0 is not known.
+// 8 bits and small groups. What products of single bits cost on devices after 9.0 is not known.
 bool wants_fixed_point(const Problem& problem, const DeviceTraits& device,
                        const ForwardOptions& options, const KernelConfig& config) {
-  if (problem.bits == 8) return false;
+  if (problem.bits == 8 && problem.group_columns < 128) return false;
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
   if (multiplies_planes(config, problem.bits, problem.group_columns,
                         std::min<std::int64_t>(problem.m, rows)) &&
@@ -127,7 +127,7 @@ bool wants_fixed_point(const Problem& problem, const DeviceTraits& device,
 
 // Of the decode kernels the one with the smallest tile that takes all rows, or passes over the
 // largest. Fixed-point numbers only for as many rows as they are ahead for on other devices: one,
-// with 2 bits two.
+// with 2 bits two, with 8 none.
 int smallest_decode(const Problem& problem, const DeviceTraits& device,
                     const ForwardOptions& options) {
   int decode = -1, decode_rows = 0;
@@ -135,8 +135,9 @@ int smallest_decode(const Problem& problem, const DeviceTraits& device,
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
     if (config.family != KernelFamily::decode) continue;
     const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
-    if (multiplies_fixed_point(config) && (problem.m > (problem.bits < 4 ? rows : 1) ||
-                                           !wants_fixed_point(problem, device, options, config))) {
+    const int most = problem.bits < 4 ? rows : problem.bits == 4 ? 1 : 0;
+    if (multiplies_fixed_point(config) &&
+        (problem.m > most || !wants_fixed_point(problem, device, options, config))) {
       continue;
     }
     if (decode == -1 || decode_rows < problem.m) decode = i, decode_rows = rows;

@@ -134,8 +134,8 @@ TEST_CASE("in a chain a CTA has its multiprocessor for itself where there are en
     CHECK(ctas <= kHopper.sm_count);
     return chosen.shared_bytes > pair_shared_bytes(kHopper);
   };
-  CHECK(alone(problem(1, 4096, 4096), true));
-  CHECK_FALSE(alone(problem(1, 4096, 4096), false));
+  CHECK(alone(problem(1, 4096, 14336), true));
+  CHECK_FALSE(alone(problem(1, 4096, 14336), false));
   CHECK(alone(problem(8, 8192, 8192), true));
   CHECK(plan(problem(1, 57344, 8192), kHopper, {.programmatic = true}).shared_bytes <=
         pair_shared_bytes(kHopper));  // more CTAs than multiprocessors
@@ -186,7 +186,7 @@ TEST_CASE("a plan that is remembered is the plan") {
   CHECK(detail::remembered_plan(one, Device::cuda(0), kHopper, {.kernel = 1}).kernel == 1);
 }
 
-TEST_CASE("one row of 4 bits and less, and two of 2 bits, are fixed-point numbers where they fit") {
+TEST_CASE("one row, and two where that is faster, are fixed-point numbers where they fit") {
   const auto rows = [](const Problem& problem, const DeviceTraits& device = kHopper) {
     const Plan chosen = plan(problem, device);
     CHECK(chosen.chunks == 1);
@@ -195,9 +195,13 @@ TEST_CASE("one row of 4 bits and less, and two of 2 bits, are fixed-point number
   CHECK(rows(problem(1)) == 2);
   CHECK(rows(problem(2)) == 2);
   CHECK(rows(problem(3)) == 8);
-  Problem wide = problem(1);
-  wide.bits = 8;
+  // Of 8 bits not in the largest layers, in small groups or on other devices.
+  Problem wide = of_bits(8, 1, 4096, 4096);
+  CHECK(rows(wide) == 2);
+  CHECK(rows(wide, {.compute_capability = 80, .sm_count = 108}) == 8);
+  wide.group_columns = 64;
   CHECK(rows(wide) == 8);
+  CHECK(rows(of_bits(8, 1, 8192, 28672)) == 8);
   Problem narrow = problem(2);
   narrow.bits = 2;
   CHECK(rows(narrow, {.compute_capability = 80, .sm_count = 108}) == 2);
