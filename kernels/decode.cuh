@@ -21,7 +21,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <type_traits>
 
 #include "arguments.hpp"
 #include "decode_activations.cuh"
@@ -195,8 +194,9 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   reduction.leave();
 }
 
-template <int kValue>
-constexpr std::integral_constant<int, kValue> kInt;
+/// Of a power of two. (std::countr_zero on a device is for constant expressions only.)
+template <int kPower>
+constexpr int kLog2 = std::countr_zero(static_cast<unsigned>(kPower));
 
 /// One row of kKernelTable; its instructions follow from its tile. Grid: x = clusters * CTAs of a
 /// cluster, y = tiles of batch rows.
@@ -225,29 +225,27 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
     };
     constexpr int kAll = DigitShape<WBits>::kUnitProducts, kFew = WBits == 8 ? 1 : 2;
     using Layout = KernelLayout<WBits>;
-    // Whether groups are of so many columns, a power of two, or more.
-    const auto has_groups_of = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
-      constexpr int kShift = std::countr_zero(static_cast<unsigned>(kColumns));
-      return args.group_shift >= kShift;
-    };
-    // Whether so many products are of one group.
-    const auto are_of_a_group = [&]<int kProducts>(std::integral_constant<int, kProducts>) {
-      return has_groups_of(kInt<32 * kProducts>) ||
-             (has_groups_of(kInt<16 * kProducts>) && !has_groups_of(kInt<Layout::kBlockK>));
+    // Whether groups are of so many columns or more.
+    const auto has_groups = [&]<int kColumns>() { return args.group_shift >= kLog2<kColumns>; };
+    // Whether so many products are of one group: of 32 columns each, or 16 where a block has two.
+    const auto are_of_a_group = [&]<int kProducts>() {
+      return has_groups.template operator()<32 * kProducts>() ||
+             (has_groups.template operator()<16 * kProducts>() &&
+              !has_groups.template operator()<Layout::kBlockK>());
     };
     if (multiplies_planes(C, WBits, 1 << min(args.group_shift, 30), 1 << args.slots_shift)) {
       if constexpr (WBits == 1) {
-        if (!general && has_groups_of(kInt<PlaneShape::kSumK>)) {
+        if (!general && has_groups.template operator()<PlaneShape::kSumK>()) {
           run.template operator()<PlaneMultiplier<T, C, true>>();
         } else {
           run.template operator()<PlaneMultiplier<T, C, false>>();
         }
       }
-    } else if (!general && has_groups_of(kInt<Layout::kAlignK>)) {
+    } else if (!general && has_groups.template operator()<Layout::kAlignK>()) {
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, true>>();
-    } else if (are_of_a_group(kInt<kAll>)) {
+    } else if (are_of_a_group.template operator()<kAll>()) {
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
-    } else if (are_of_a_group(kInt<kFew>)) {
+    } else if (are_of_a_group.template operator()<kFew>()) {
       run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
     } else if constexpr (kFew > 1) {  // groups of 16 columns; never mind the time
       run.template operator()<DigitMultiplier<WBits, T, C, 1, false>>();
@@ -260,8 +258,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
         decode_tiles<WBits, T, C, kGroupSteps, kGeneral>(args, storage, slice);
       }
     };
-    constexpr int kSegmentShift = std::countr_zero(static_cast<unsigned>(16 * kSegment));
-    constexpr int kShortShift = std::countr_zero(static_cast<unsigned>(16 * kShort));
+    constexpr int kSegmentShift = kLog2<16 * kSegment>, kShortShift = kLog2<16 * kShort>;
     if (general && args.group_shift >= kShortShift) {
       run.template operator()<kShort, true>();
     } else if (args.group_shift >= kSegmentShift) {
