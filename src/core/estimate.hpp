@@ -47,8 +47,8 @@ struct DecodeSplit {
 /// multiplying and of reading the weights, for the most part, on the busiest multiprocessor; making
 /// digits of x, or bringing it; what a tile costs that nothing hides. chained: behind another
 /// launch by programmatic dependent launch, whose end this one's beginning fills. Fitted to sweeps
-/// of all ways on an H200 (12 shapes, bench/NOTES.md): what is picked is 0.1 to 2.9 % slower than
-/// the best in the mean, times are met within 4 %.
+/// of all ways on an H200 (8 to 14 shapes, bench/NOTES.md): what is picked is 0.0 to 2.9 % slower
+/// than the best in the mean, times are met within 4 to 9 %.
 double estimate_decode(const Problem& problem, const KernelConfig& config,
                        const DeviceTraits& device, const DecodeSplit& split, bool chained);
 
