@@ -31,7 +31,7 @@ struct ForwardArguments {
   bool scales_are_bf16;     ///< else f16, whatever the activations are
   std::int8_t fused_shift;  ///< the layer's; -1: one multiply-add does not make its weights
   bool programmatic;        ///< the predecessor in the stream may still be running
-  bool x_is_aligned;        ///< each row of x begins at a multiple of 16 bytes
+  bool x_is_aligned;        ///< rows_are_aligned(x)
   // Of the decode kernels, as the plan has them; divisions would cost more than the rest of the
   // start.
   int chunks, part;   ///< of KSplit
@@ -42,5 +42,10 @@ struct ForwardArguments {
   int tile_rows;      ///< decode_tile_rows
   int column_stride;  ///< columns of kWarpN channels that all clusters take in one round
 };
+
+/// Whether each of `count` rows of 16-bit elements, ld apart, begins at a multiple of 16 bytes.
+inline bool rows_are_aligned(const void* rows, std::int64_t ld, int count) {
+  return reinterpret_cast<std::uintptr_t>(rows) % 16 == 0 && (count == 1 || ld % 8 == 0);
+}
 
 }  // namespace mpq::kernels

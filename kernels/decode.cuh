@@ -19,7 +19,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
 #include "arguments.hpp"
@@ -193,10 +192,6 @@ __device__ __forceinline__ void decode_tiles(const ForwardArguments& args,
   reduction.finish();
   reduction.leave();
 }
-
-/// Of a power of two. (std::countr_zero on a device is for constant expressions only.)
-template <int kPower>
-constexpr int kLog2 = std::countr_zero(static_cast<unsigned>(kPower));
 
 /// One row of kKernelTable; its instructions follow from its tile. Grid: x = clusters * CTAs of a
 /// cluster, y = tiles of batch rows.

@@ -1,7 +1,6 @@
 #pragma once
 // From the sums of a decode kernel's warps to y.
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -139,7 +138,7 @@ class TileReduction {
   }
 
  private:
-  static constexpr int kWarpsShift = std::countr_zero(static_cast<unsigned>(C.warps()));
+  static constexpr int kWarpsShift = kLog2<C.warps()>;
   static_assert(C.warps() == 1 << kWarpsShift);
   static constexpr int kPitch = DecodeStorage<C>::kPitch;
   static constexpr int kOfWarp = C.tile_m * kPitch;

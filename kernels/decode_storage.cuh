@@ -1,11 +1,16 @@
 #pragma once
 // What the parts of the decode kernel share: its memory, and who works on what.
 
+#include <bit>
 #include <cstdint>
 
 #include "mpq/plan.hpp"
 
 namespace mpq::kernels {
+
+/// Of a power of two. (std::countr_zero on a device is for constant expressions only.)
+template <int kPower>
+constexpr int kLog2 = std::countr_zero(static_cast<unsigned>(kPower));
 
 /// Shared memory of a CTA. Parameters on their way follow (ParameterRing), its slice of x
 /// (ActivationSlice), and the inboxes (TileReduction).

@@ -35,10 +35,8 @@ struct HopperPrefillLaunch {
     HopperPrefillArguments full{};
     full.forward = args;
     // Rows of x that TMA cannot read are copied by threads, each CTA for itself.
-    const bool aligned =
-        reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 && (args.m == 1 || args.ldx % 8 == 0);
-    full.x_by_tma = aligned;
-    full.multicast = aligned ? launch.multicast : 1;
+    full.x_by_tma = args.x_is_aligned;
+    full.multicast = full.x_by_tma ? launch.multicast : 1;
     full.split = launch.cluster / launch.multicast;
     const auto chunks = static_cast<int>(ceil_div(args.k_padded, Shape::kChunkK));
     full.slice_chunks = chunks / full.split;
@@ -52,9 +50,8 @@ struct HopperPrefillLaunch {
     full.followed = launch.followed;
     full.follows = launch.follows;
     cudaError_t status = cudaSuccess;
-    if (aligned) status = encode_x(full);
-    full.y_by_pieces = reinterpret_cast<std::uintptr_t>(args.y) % 16 == 0 && args.n % 8 == 0 &&
-                       (args.m == 1 || args.ldy % 8 == 0);
+    if (full.x_by_tma) status = encode_x(full);
+    full.y_by_pieces = args.n % 8 == 0 && rows_are_aligned(args.y, args.ldy, args.m);
     if (status == cudaSuccess) status = encode_weights(full);
     if (Shape::kParameterBoxes && status == cudaSuccess) status = encode_parameters(full);
     if (status != cudaSuccess) return status;

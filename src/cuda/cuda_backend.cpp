@@ -122,8 +122,7 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
     launch.programmatic = runs_sm90a_code(traits_);
   }
   args.programmatic = launch.programmatic;
-  args.x_is_aligned =
-      reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 && (args.ldx % 8 == 0 || args.m == 1);
+  args.x_is_aligned = kernels::rows_are_aligned(args.x, args.ldx, args.m);
   const PlanTail& tail = chosen.tail;
   launch.followed = tail.kernel != -1;
   check_cuda(kernel_entry(chosen.kernel, bits_, config_.dtype).launch(args, launch),
