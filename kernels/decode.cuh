@@ -26,6 +26,7 @@
 #include "decode_digits.cuh"
 #include "decode_planes.cuh"
 #include "decode_reduction.cuh"
+#include "decode_selection.cuh"
 #include "decode_storage.cuh"
 #include "decode_streams.cuh"
 #include "decode_sums.cuh"
@@ -228,19 +229,32 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
              (has_groups.template operator()<16 * kProducts>() &&
               !has_groups.template operator()<Layout::kBlockK>());
     };
-    if (multiplies_planes(C, WBits, 1 << min(args.group_shift, 30), 1 << args.slots_shift)) {
-      if constexpr (WBits == 1) {
+    const int rows = 1 << args.slots_shift;
+    if constexpr (WBits == 1) {
+      if (multiplies_selections(C, WBits, rows)) {
+        if (!general) {
+          run.template operator()<SelectionMultiplier<T, C, true>>();
+        } else {
+          run.template operator()<SelectionMultiplier<T, C, false>>();
+        }
+        return;
+      }
+      if (multiplies_planes(C, WBits, 1 << min(args.group_shift, 30), rows)) {
         if (!general && has_groups.template operator()<PlaneShape::kSumK>()) {
           run.template operator()<PlaneMultiplier<T, C, true>>();
         } else {
           run.template operator()<PlaneMultiplier<T, C, false>>();
         }
+        return;
       }
     } else if (!general && has_groups.template operator()<Layout::kAlignK>()) {
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, true>>();
+      return;
     } else if (are_of_a_group.template operator()<kAll>()) {
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
-    } else if (are_of_a_group.template operator()<kFew>()) {
+      return;
+    }
+    if (are_of_a_group.template operator()<kFew>()) {
       run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
     } else if constexpr (kFew > 1) {  // groups of 16 columns; never mind the time
       run.template operator()<DigitMultiplier<WBits, T, C, 1, false>>();

@@ -70,10 +70,11 @@ class DigitSlice {
     }
     pairs_at_ = ptx::opaque(x_pitch_ * rows + (lane & (4 * rows - 1)) * pitch_ + lane / 8 * 16);
   }
-  /// Writes the digits of the warp's share of columns [first, first + columns): every `stride`-th
-  /// 128 from the `turn`-th on.
-  __device__ __forceinline__ void write(const FixedPoint<T>& fixed, int row, int first, int columns,
-                                        int turn, int stride, int lane) const {
+  /// Writes the digits of rows from `row` on, of the warp's share of columns [first, first +
+  /// columns): every `stride`-th 128 from the `turn`-th on.
+  template <int kRows>
+  __device__ __forceinline__ void write(const FixedPoint<T> (&fixed)[kRows], int row, int first,
+                                        int columns, int turn, int stride, int lane) const {
     constexpr int kProducts = Shape::kBlockProducts;
     // Of 128 columns in the products' order a lane has four: of product lane / 8, where it is in
     // its block, the same each time if a block is of 128 columns or fewer.
@@ -89,30 +90,35 @@ class DigitSlice {
 #pragma unroll 1
     for (int at = first + 128 * turn; at < first + columns; at += 128 * stride) {
       const int position = position_at(at), column = column_at(at, position);
-      const auto low = to_float2<T>(pair(x, column)),
-                 high = to_float2<T>(pair(x, column + Shape::kHalfK));
-      const float by = fixed.first(WBits * position), then = fixed.second(WBits * position);
-      // Digits are signed: -128 ... 127. A carry of 128 to the next makes them so.
-      constexpr int kCarries = 0x00808080;
-      const int takes_off = position == kProducts - 1 ? 0 : -1;
-      const auto number = [&](float value) {
-        int n = FixedPoint<T>::round(value, by, then);
-        if constexpr (kWholeWords) {  // the last product's, of the same words
-          n += takes_off * __shfl_sync(0xffffffffu, n, lane | (8 * (kProducts - 1)));
-        }
-        return static_cast<std::uint32_t>(n + kCarries);
-      };
-      const std::uint32_t n0 = number(low.x), n1 = number(high.x), n2 = number(low.y),
-                          n3 = number(high.y);
-      const std::uint32_t low01 = __byte_perm(n0, n1, 0x5140), low23 = __byte_perm(n2, n3, 0x5140);
-      const std::uint32_t top01 = __byte_perm(n0, n1, 0x7362), top23 = __byte_perm(n2, n3, 0x7362);
-      const std::uint32_t words[4] = {__byte_perm(low01, low23, 0x5410) ^ 0x80808080u,
-                                      __byte_perm(low01, low23, 0x7632) ^ 0x80808080u,
-                                      __byte_perm(top01, top23, 0x5410) ^ 0x80808080u,
-                                      __byte_perm(top01, top23, 0x7632)};
 #pragma unroll
-      for (int d = 0; d < 4; ++d) {
-        *reinterpret_cast<std::uint32_t*>(digits + d * pitch_ + at) = words[d];
+      for (int i = 0; i < kRows; ++i) {
+        const auto low = to_float2<T>(pair(x + i * x_pitch_, column)),
+                   high = to_float2<T>(pair(x + i * x_pitch_, column + Shape::kHalfK));
+        const float by = fixed[i].first(WBits * position), then = fixed[i].second(WBits * position);
+        // Digits are signed: -128 ... 127. A carry of 128 to the next makes them so.
+        constexpr int kCarries = 0x00808080;
+        const int takes_off = position == kProducts - 1 ? 0 : -1;
+        const auto number = [&](float value) {
+          int n = FixedPoint<T>::round(value, by, then);
+          if constexpr (kWholeWords) {  // the last product's, of the same words
+            n += takes_off * __shfl_sync(0xffffffffu, n, lane | (8 * (kProducts - 1)));
+          }
+          return static_cast<std::uint32_t>(n + kCarries);
+        };
+        const std::uint32_t n0 = number(low.x), n1 = number(high.x), n2 = number(low.y),
+                            n3 = number(high.y);
+        const std::uint32_t low01 = __byte_perm(n0, n1, 0x5140),
+                            low23 = __byte_perm(n2, n3, 0x5140);
+        const std::uint32_t top01 = __byte_perm(n0, n1, 0x7362),
+                            top23 = __byte_perm(n2, n3, 0x7362);
+        const std::uint32_t words[4] = {__byte_perm(low01, low23, 0x5410) ^ 0x80808080u,
+                                        __byte_perm(low01, low23, 0x7632) ^ 0x80808080u,
+                                        __byte_perm(top01, top23, 0x5410) ^ 0x80808080u,
+                                        __byte_perm(top01, top23, 0x7632)};
+#pragma unroll
+        for (int d = 0; d < 4; ++d) {
+          *reinterpret_cast<std::uint32_t*>(digits + (4 * i + d) * pitch_ + at) = words[d];
+        }
       }
     }
   }
@@ -179,10 +185,20 @@ class DigitSums {
     for (int t = 0; t < kTiles; ++t) ptx::mma_m16n8k32_u8s8(sums_[t], a[t], b0, b1, sums_[t]);
   }
 
+  /// Adds a product of selections (decode_selection.cuh).
+  __device__ __forceinline__ void select(const std::uint32_t (&metadata)[kTiles], const uint4& b) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) ptx::mma_sp_m16n8k64_of_ones(sums_[t], metadata[t], b);
+  }
+
   /// Adds the sums, scaled, to the total.
   template <class Parameters>
   __device__ __forceinline__ void end(const ForwardArguments& args, Parameters& parameters) {
-    const int x = sum_of_x_[0] + (sum_of_x_[1] << 8);
+    end(args, parameters, sum_of_x_[0] + (sum_of_x_[1] << 8));
+  }
+  /// The same with a sum of x that is known.
+  template <class Parameters>
+  __device__ __forceinline__ void end(const ForwardArguments& args, Parameters& parameters, int x) {
     const auto sum = [&](int i) {
       return sums_[i / 2][i % 2 * 2] + (sums_[i / 2][i % 2 * 2 + 1] << 8);
     };
@@ -224,10 +240,11 @@ template <int WBits, DType T, KernelConfig C, int kEnd, bool kWhole_>
 class DigitMultiplier {
  public:
   using Shape = DigitShape<WBits>;
-  static constexpr bool kWhole = kWhole_;
+  static constexpr bool kWhole = kWhole_, kHalves = true;
   using Sums = DigitSums<WBits, T, C, kWhole>;
   static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnd == Shape::kUnitProducts));
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
+  static constexpr int kLeastRows = 1, kMostRows = kWhole ? 2 : 1;
   /// The last product of a block takes its words as they are. What they hold beside its own codes
   /// meets the numbers of these, which are taken off the others' instead. With 2 bits only
   /// (bench/NOTES.md).
@@ -245,8 +262,9 @@ class DigitMultiplier {
   static constexpr __device__ int columns_of_sum() { return 32 * kEnd; }
   __device__ __forceinline__ Sums sums() const { return Sums(halves_); }
 
-  __device__ __forceinline__ void write(const FixedPoint<T>& fixed, int row, int first, int columns,
-                                        int turn, int turns) const {
+  template <int kRows>
+  __device__ __forceinline__ void write(const FixedPoint<T> (&fixed)[kRows], int row, int first,
+                                        int columns, int turn, int turns) const {
     digits_.write(fixed, row, first, columns, turn, turns, lane_);
   }
 

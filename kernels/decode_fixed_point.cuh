@@ -1,7 +1,8 @@
 #pragma once
 // One or two batch rows as fixed-point numbers, multiplied as integers: what the ways to do that
-// (decode_planes.cuh, decode_digits.cuh) have in common. Grid, ring of weights and reduction are
-// those of decode.cuh. Scales and zeros come in a ring, too, where they are of the usual kind.
+// (decode_planes.cuh, decode_digits.cuh, decode_selection.cuh) have in common. Grid, ring of
+// weights and reduction are those of decode.cuh. Scales and zeros come in a ring, too, where they
+// are of the usual kind.
 
 #include <cstdint>
 
@@ -54,20 +55,29 @@ struct FixedPoint {
   }
 };
 
-/// The bits of the largest |x| of a row's columns [0, columns), by a warp. x: 16-byte aligned.
-template <DType T>
-__device__ __forceinline__ std::uint32_t largest_magnitude(const unsigned char* x, int columns,
-                                                           int lane) {
-  Pair<T> most = bits_as<Pair<T>>(0u);
+/// The bits of the largest |x| of each row's columns [0, columns), by a warp; rows `pitch` bytes
+/// apart, 16-byte aligned.
+template <DType T, int kRows>
+__device__ __forceinline__ void largest_magnitudes(const unsigned char* x, int pitch, int columns,
+                                                   int lane, std::uint32_t (&largest)[kRows]) {
+  Pair<T> most[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) most[row] = bits_as<Pair<T>>(0u);
 #pragma unroll 1
   for (int column = 8 * lane; column < columns; column += 256) {
-    const uint4 words = *reinterpret_cast<const uint4*>(x + 2 * column);
-    const auto abs = [](std::uint32_t word) { return __habs2(bits_as<Pair<T>>(word)); };
-    most = __hmax2_nan(most, __hmax2_nan(__hmax2_nan(abs(words.x), abs(words.y)),
-                                         __hmax2_nan(abs(words.z), abs(words.w))));
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const uint4 words = *reinterpret_cast<const uint4*>(x + row * pitch + 2 * column);
+      const auto abs = [](std::uint32_t word) { return __habs2(bits_as<Pair<T>>(word)); };
+      most[row] = __hmax2_nan(most[row], __hmax2_nan(__hmax2_nan(abs(words.x), abs(words.y)),
+                                                     __hmax2_nan(abs(words.z), abs(words.w))));
+    }
   }
-  const auto bits = bits_as<std::uint32_t>(most);
-  return __reduce_max_sync(0xffffffffu, max(bits & 0xffffu, bits >> 16));
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const auto bits = bits_as<std::uint32_t>(most[row]);
+    largest[row] = __reduce_max_sync(0xffffffffu, max(bits & 0xffffu, bits >> 16));
+  }
 }
 
 /// A warp's part of K in each of its columns of 64 channels; in units.
@@ -166,9 +176,9 @@ class UnitParameters {
 
 /// The same by way of a ring in shared memory, asked for with their weights: what waits behind
 /// these does not come sooner. For integer zeros and scales of the activations' type, and groups of
-/// 128 columns and more: half of a unit of 256, which is what the third and fourth of four lanes
-/// have the upper one of.
-template <int WBits, DType T, KernelConfig C>
+/// 128 columns and more. kHalves: of the two of a unit of 256 the third and fourth of four lanes
+/// have the upper one; else each lane has one after the other.
+template <int WBits, DType T, KernelConfig C, bool kHalves>
 class ParameterRing {
  public:
   static constexpr int kUnitK = KernelLayout<WBits>::kAlignK, kSums = kUnitK / 128;
@@ -219,10 +229,10 @@ class ParameterRing {
   };
 
   __device__ __forceinline__ ParameterRing(const unsigned char* ring, int lane)
-      : scales_(ring + (kSums > 1 && lane % 4 >= 2 ? kSumBytes : 0) + lane / 4 * 16),
-        zeros_(scales_ + kScaleBytes - lane / 4 * (16 - 8 * kZeroSize)) {}
+      : scales_(ring + sum_at(lane) + lane / 4 * 16),
+        zeros_(ring + sum_at(lane) + kScaleBytes + lane / 4 * (8 * kZeroSize)) {}
 
-  /// When the unit's first block has been taken.
+  /// When the first block of the unit that they are of has been taken.
   __device__ __forceinline__ void begin() {
     __syncwarp();  // what other lanes have copied
     const uint4 scales = *reinterpret_cast<const uint4*>(scales_ + slot_);
@@ -236,12 +246,17 @@ class ParameterRing {
       ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
       ahead_.zeros[2] = zeros.z, ahead_.zeros[3] = zeros.w;
     }
-    slot_ = slot_ == kBytes - kSlotBytes ? 0 : slot_ + kSlotBytes;
+    constexpr int kStep = kHalves ? kSlotBytes : kSumBytes;
+    slot_ = slot_ == kBytes - kStep ? 0 : slot_ + kStep;
   }
   __device__ __forceinline__ const Parameters& ahead() const { return ahead_; }
   __device__ __forceinline__ void advance() const {}
 
  private:
+  // Of the lane's first sum, in a unit's parameters.
+  static __device__ __forceinline__ int sum_at(int lane) {
+    return kHalves && kSums > 1 && lane % 4 >= 2 ? kSumBytes : 0;
+  }
   const unsigned char *scales_, *zeros_;
   int slot_ = 0;
   Parameters ahead_;
@@ -276,6 +291,26 @@ __device__ __forceinline__ void add_scaled(const ForwardArguments& args,
   }
 }
 
+/// Has a multiplier write kRows rows of x, from `row` on, of a warp's part of K, columns [first,
+/// first + columns) of the slice, as fixed-point numbers: of `turns` warps that share the part each
+/// does a share.
+template <int kRows, DType T, class Multiplier>
+__device__ __forceinline__ void write_rows(const ForwardArguments& args,
+                                           const Multiplier& multiplier, const unsigned char* slice,
+                                           int row, int first, int columns, int turn, int turns,
+                                           int lane, typename Multiplier::Sums& sums) {
+  std::uint32_t largest[kRows];
+  largest_magnitudes<T>(slice + row * args.x_pitch + 2 * first, args.x_pitch, columns, lane,
+                        largest);
+  FixedPoint<T> fixed[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    fixed[i] = FixedPoint<T>(largest[i], Multiplier::kFixedBits);
+    sums.set_row(row + i, fixed[i], lane);
+  }
+  multiplier.write(fixed, row, first, columns, turn, turns);
+}
+
 /// What a lane reads ahead.
 template <class Weights, class Parameters>
 struct Streams {
@@ -284,7 +319,8 @@ struct Streams {
 };
 
 /// The CTA's work. Multiplier: x in the form that it multiplies, in shared memory behind x itself,
-/// and how (DigitMultiplier, PlaneMultiplier); kWhole: ParameterRing will do.
+/// and how (DigitMultiplier, PlaneMultiplier, SelectionMultiplier); kWhole: ParameterRing will do;
+/// kLeastRows, kMostRows: of x that it writes at a time.
 template <int WBits, DType T, KernelConfig C, class Multiplier>
 __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
                                                    DecodeStorage<C>& storage,
@@ -320,7 +356,7 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
   const auto streams = [&] {
     if constexpr (Multiplier::kWhole) {
-      using Ring = ParameterRing<WBits, T, C>;
+      using Ring = ParameterRing<WBits, T, C, Multiplier::kHalves>;
       using Copier = typename Ring::Copier;
       unsigned char* ring = slice - (C.warps() - warp) * Ring::kBytes;
       return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
@@ -342,14 +378,16 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   auto sums = multiplier.sums();
   const int part_first = (begin - slice_begin) * kUnitK;
   x.complete(slice_begin * kUnitK, slice_columns, !args.programmatic);
+  // Two rows side by side: a warp waits for each instruction.
+  const auto write = [&]<int kRows>(int row) {
+    write_rows<kRows, T>(args, multiplier, slice, row, part_first, (end - begin) * kUnitK, warp_n,
+                         warps_n, lane, sums);
+  };
+  if (Multiplier::kMostRows == 2 && (Multiplier::kLeastRows == 2 || rows == 2)) {
+    if constexpr (Multiplier::kMostRows == 2) write.template operator()<2>(0);
+  } else if constexpr (Multiplier::kLeastRows == 1) {
 #pragma unroll 1
-  for (int row = 0; row < rows; ++row) {
-    const int part_columns = (end - begin) * kUnitK;
-    const FixedPoint<T> fixed(
-        largest_magnitude<T>(slice + row * args.x_pitch + 2 * part_first, part_columns, lane),
-        Multiplier::kFixedBits);
-    multiplier.write(fixed, row, part_first, part_columns, warp_n, warps_n);
-    sums.set_row(row, fixed, lane);
+    for (int row = 0; row < rows; ++row) write.template operator()<1>(row);
   }
   __syncthreads();
 

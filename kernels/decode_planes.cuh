@@ -1,6 +1,6 @@
 #pragma once
 // One batch row in products of single bits, for 1-bit weights and groups of 64 columns or more (of
-// fewer, or with two rows, digits are faster): y^T = W x^T with mma.m16n8k256, the
+// fewer digits are faster; two rows: decode_selection.cuh): y^T = W x^T with mma.m16n8k256, the
 // words of the layout as operand A as they lie, the bits of x as columns of operand B. Nothing is
 // unpacked.
 //
@@ -9,10 +9,10 @@
 //   planes   a bit of 32 numbers each: a warp has 32 numbers, a lane each, and transposes them as a
 //            matrix of bits
 //   sums     of half a block, 128 columns, or a smaller group, exact in int32: of q x per bit of x,
-//            and of x by a product with ones. Four columns of B have one half's columns, with zeros
-//            for those of the other, the next four the other half's; of four lanes two have the
-//            digits of one half, two of the other. So s (q - z) x is rounded once a sum and digit,
-//            and not at all where q is z
+//            and of x, taken with the planes or, of smaller groups, by a product with ones. Four
+//            columns of B have one half's columns, with zeros for those of the other, the next four
+//            the other half's; of four lanes two have the digits of one half, two of the other. So
+//            s (q - z) x is rounded once a sum and digit, and not at all where q is z
 
 #include <cstdint>
 
@@ -38,7 +38,8 @@ struct PlaneShape {
   static constexpr int kFixedBits = kPlanes - 1;
   /// From product to product: spread over the banks for what lanes write together.
   static constexpr int kProductBytes = kColumns * 32 + 8;
-  static constexpr int kBlockBytes = kProducts * kProductBytes;
+  /// Behind the products of a block: sums of x, of each half the two digits.
+  static constexpr int kSumsAt = kProducts * kProductBytes, kBlockBytes = kSumsAt + 16;
   static_assert(kBlockBytes <= 4 * kBlockK);  // in the place of four digits (decode_slice_bytes)
 };
 
@@ -139,6 +140,7 @@ class PlaneSlice {
       // 24 bits of four numbers, the fourth's in the others' upper bytes; then those of the upper
       // columns.
       std::uint32_t planes[2 * kWordsOfFour];
+      int lower_digits = 0, both = 0;
 #pragma unroll
       for (int upper = 0; upper < 2; ++upper) {
         const uint4 words = *reinterpret_cast<const uint4*>(x + 2 * at + 16 * upper);
@@ -147,7 +149,10 @@ class PlaneSlice {
         for (int t = 0; t < 4; ++t) {
           const std::uint32_t element = __byte_perm(word_of(words, t), 0, pick);
           const float value = scale_to_float(static_cast<std::uint16_t>(element), T == DType::bf16);
-          numbers[t] = signed_digits(FixedPoint<T>::round(value, by, then));
+          const int number = FixedPoint<T>::round(value, by, then) + kCarry;
+          both += number;
+          lower_digits += number & (2 * kCarry - 1);
+          numbers[t] = static_cast<std::uint32_t>(number ^ kCarry);
         }
 #pragma unroll
         for (int i = 0; i < kWordsOfFour; ++i) {
@@ -161,10 +166,23 @@ class PlaneSlice {
       for (int i = 0; i < kWordsOfFour; ++i) {
         *reinterpret_cast<uint2*>(block + to_[i]) = make_uint2(planes[i], planes[kWordsOfFour + i]);
       }
+      // A lane's numbers are of one half.
+      const int upper_digits = (both - lower_digits) >> Shape::kDigitBits;
+      const bool lower_half = lane_ % 16 < 8;
+      const auto sum = [](int value) { return __reduce_add_sync(0xffffffffu, value); };
+      int4 sums = make_int4(sum(lower_half ? lower_digits : 0), sum(lower_half ? upper_digits : 0),
+                            sum(lower_half ? 0 : lower_digits), sum(lower_half ? 0 : upper_digits));
+      sums.x -= Shape::kSumK * kCarry, sums.z -= Shape::kSumK * kCarry;
+      if (lane_ == 0) *reinterpret_cast<int4*>(block + Shape::kSumsAt) = sums;
       __syncwarp();
     }
   }
 
+  /// The sum of x of a lane's digit and half.
+  __device__ __forceinline__ int sum_of_x(int block) const {
+    return *reinterpret_cast<const int*>(planes_ + block * Shape::kBlockBytes + Shape::kSumsAt +
+                                         4 * (lane_ % 4));
+  }
   __device__ __forceinline__ PlaneReader reader(int block) const {
     return PlaneReader(planes_ + block * Shape::kBlockBytes +
                        place(0, lane_ / 4 % Shape::kColumns, lane_ % 4));
@@ -181,11 +199,8 @@ class PlaneSlice {
     const int digit = plane / Shape::kDigitBits;
     return place(plane % Shape::kDigitBits / 2, digit * 2 + plane % 2, t);
   }
-  // Digits in two's complement. A carry of half their base to the upper one makes them so.
-  static __device__ __forceinline__ std::uint32_t signed_digits(int number) {
-    constexpr std::uint32_t kCarry = 1u << (Shape::kDigitBits - 1);
-    return (static_cast<std::uint32_t>(number) + kCarry) ^ kCarry;
-  }
+  // Digits in two's complement: a carry of half their base to the upper one makes them so.
+  static constexpr int kCarry = 1 << (Shape::kDigitBits - 1);
   unsigned char *x_, *planes_;
   int lane_;
   BitTranspose transpose_;
@@ -209,26 +224,30 @@ class PlaneSums {
     for (int i = 0; i < 2 * kTiles; ++i) total_[i] = 0.f;
   }
 
-  /// Adds a sum. words: of its block; planes: for the lane; mask: of the sum's columns.
+  /// Adds a sum. words: of its block; planes: for the lane; mask: of the sum's columns; x: kWhole,
+  /// their sum of x.
   template <class Parameters>
   __device__ __forceinline__ void add(const ForwardArguments& args, const Parameters& parameters,
                                       const uint4 (&words)[kTiles], const PlaneReader& planes,
-                                      std::uint32_t mask) {
-    int x, sum[2 * kTiles];
+                                      std::uint32_t mask, int x = 0) {
+    int sum[2 * kTiles];
     uint2 plane = planes.of(Shape::kProducts - 1);  // of the next product
     // Adds the counts of product i, after those of all higher bits.
     const auto multiply = [&](int i, const auto& next) {
-      const std::uint32_t ones[4] = {~0u, ~0u, ~0u, ~0u};
       const std::uint32_t b0 = plane.x & mask, b1 = plane.y & mask;
       plane = planes.of(max(i - 1, 0));
-      int of_x[4], of_tile[kTiles][4];
-      ptx::mma_m16n8k256_and_popc(of_x, ones, b0, b1);
+      [[maybe_unused]] int of_x[4];
+      int of_tile[kTiles][4];
+      if constexpr (!kWhole) {
+        const std::uint32_t ones[4] = {~0u, ~0u, ~0u, ~0u};
+        ptx::mma_m16n8k256_and_popc(of_x, ones, b0, b1);
+      }
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const std::uint32_t a[4] = {words[t].x, words[t].y, words[t].z, words[t].w};
         ptx::mma_m16n8k256_and_popc(of_tile[t], a, b0, b1);
       }
-      next(x, of_x[0], of_x[1]);
+      if constexpr (!kWhole) next(x, of_x[0], of_x[1]);
 #pragma unroll
       for (int j = 0; j < 2 * kTiles; ++j) {
         next(sum[j], of_tile[j / 2][j % 2 * 2], of_tile[j / 2][j % 2 * 2 + 1]);
@@ -274,9 +293,10 @@ template <DType T, KernelConfig C, bool kWhole_>
 class PlaneMultiplier {
  public:
   using Shape = PlaneShape;
-  static constexpr bool kWhole = kWhole_;
+  static constexpr bool kWhole = kWhole_, kHalves = true;
   using Sums = PlaneSums<T, C, kWhole>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = Shape::kFixedBits;
+  static constexpr int kLeastRows = 1, kMostRows = 1;
 
   __device__ __forceinline__ PlaneMultiplier(const ForwardArguments& args, unsigned char* slice,
                                              int lane)
@@ -292,9 +312,9 @@ class PlaneMultiplier {
   }
   static __device__ __forceinline__ Sums sums() { return {}; }
 
-  __device__ __forceinline__ void write(const FixedPoint<T>& fixed, int /*row*/, int first,
+  __device__ __forceinline__ void write(const FixedPoint<T> (&fixed)[1], int /*row*/, int first,
                                         int columns, int turn, int turns) const {
-    planes_.write(fixed, first, columns, turn, turns);
+    planes_.write(fixed[0], first, columns, turn, turns);
   }
 
   /// Adds to the sums of a column of 64 channels: blocks of K, from `first` of the slice's columns
@@ -311,7 +331,7 @@ class PlaneMultiplier {
       parameters.begin();
       const PlaneReader planes = planes_.reader(block);
       if constexpr (kWhole) {
-        sums.add(args_, parameters.ahead(), words, planes, half_mask_);
+        sums.add(args_, parameters.ahead(), words, planes, half_mask_, planes_.sum_of_x(block));
       } else {
         // A group's k-steps are so many bits of a byte: of each half, in even and odd columns.
         const int steps = columns_of_sum() / 32;

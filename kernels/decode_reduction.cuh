@@ -266,7 +266,7 @@ class TileReduction {
   }
   __device__ __forceinline__ int inboxes_at() const {
     const int x_pitch = kAnew ? ptx::opaque(args_.x_pitch) : args_.x_pitch;
-    return decode_row_bytes(C, x_pitch) << args_.slots_shift;
+    return decode_rows_bytes(C, WBits, 1 << args_.slots_shift, x_pitch);
   }
   // First column of the CTA's tile number `tile`.
   __device__ __forceinline__ int column_of(int tile) const {

@@ -14,7 +14,8 @@
 namespace mpq {
 
 /// Whether a decode kernel multiplies x as fixed-point numbers, in integer products: as digits
-/// (decode_digits.cuh), or bit by bit (decode_planes.cuh).
+/// (decode_digits.cuh), bit by bit (decode_planes.cuh), or digits that weights pick
+/// (decode_selection.cuh).
 constexpr bool multiplies_fixed_point(const KernelConfig& config) noexcept {
   return config.tile_m <= 2;
 }
@@ -23,15 +24,22 @@ constexpr bool multiplies_planes(const KernelConfig& config, int bits, std::int6
                                  std::int64_t rows) noexcept {
   return multiplies_fixed_point(config) && bits == 1 && group_columns >= 64 && rows == 1;
 }
+/// Whether it does so by selection, two rows and groups of 128 columns and more.
+constexpr bool multiplies_selections(const KernelConfig& config, int bits,
+                                     std::int64_t rows) noexcept {
+  return multiplies_fixed_point(config) && bits == 1 && rows == 2;
+}
 /// The unit in which a decode kernel cuts K, columns.
 constexpr int decode_unit_k(const KernelConfig& config, int bits) noexcept {
   return multiplies_fixed_point(config) ? layout_align_k(bits) : layout_block_k(bits);
 }
-/// Batch rows of a decode kernel's CTA. Digits, or bits, of two groups that share a block of the
-/// layout take the place of a second row.
+/// Batch rows of a decode kernel's CTA. Digits of two groups that share a product take the place of
+/// a second row.
 constexpr int decode_tile_rows(const KernelConfig& config, int bits,
                                std::int64_t group_columns) noexcept {
-  return multiplies_fixed_point(config) && group_columns < layout_block_k(bits) ? 1 : config.tile_m;
+  return multiplies_fixed_point(config) && group_columns < std::min(layout_block_k(bits), 128)
+             ? 1
+             : config.tile_m;
 }
 
 /// How the decode kernels cut K, in units of decode_unit_k: into chunks whose x fits shared memory
@@ -81,16 +89,25 @@ constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexc
   const int zero_bytes = bits == 8 ? 2 : 1;
   return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + zero_bytes);
 }
-/// Bytes of a row of the slice: x, and where they are multiplied its four digits, or planes in
+/// Bytes of the digits of two rows, with a zero beside each, their sums, and what spreads them over
+/// the banks.
+constexpr int decode_selection_bytes(int columns) noexcept {
+  return columns * 17;
+}
+/// Bytes of the slice's rows: x, and where they are multiplied their four digits, or planes in
 /// their place.
-constexpr int decode_row_bytes(const KernelConfig& config, int x_pitch) noexcept {
-  return x_pitch + (multiplies_fixed_point(config) ? 4 * decode_digit_pitch(x_pitch) : 0);
+constexpr int decode_rows_bytes(const KernelConfig& config, int bits, int slots,
+                                int x_pitch) noexcept {
+  if (multiplies_selections(config, bits, slots)) {
+    return slots * x_pitch + decode_selection_bytes((x_pitch - 16) / 2);
+  }
+  return slots * (x_pitch + (multiplies_fixed_point(config) ? 4 * decode_digit_pitch(x_pitch) : 0));
 }
 /// Bytes of the slice, and of the parameters before it.
 constexpr std::int64_t decode_slice_bytes(const KernelConfig& config, int bits, int rows,
                                           int x_pitch) noexcept {
-  return decode_parameter_bytes(config, bits) +
-         std::int64_t{decode_row_bytes(config, x_pitch)} * decode_row_slots(config, rows);
+  return std::int64_t{decode_parameter_bytes(config, bits)} +
+         decode_rows_bytes(config, bits, decode_row_slots(config, rows), x_pitch);
 }
 /// Floats of a decode kernel's two inboxes for the sums of its cluster.
 constexpr int decode_inbox_floats(const KernelConfig& config, int rows, int warps_n,

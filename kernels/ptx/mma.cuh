@@ -36,6 +36,24 @@ __device__ __forceinline__ void mma_m16n8k32_u8s8(int (&d)[4], const std::uint32
         "r"(c[2]), "r"(c[3]));
 }
 
+/// d [16, 8] += a [16, 64] b [64, 8], signed 8-bit integers b, with 2:4 structured sparsity: in
+/// each four columns of a row of a two elements are not zero. These are 1; which they are is said
+/// by two bits each, a nibble of metadata. Of four lanes the first and third have those of row lane
+/// / 4, the others of row lane / 4 + 8; of columns 0 to 31 the first two, of the others the last
+/// two.
+__device__ __forceinline__ void mma_sp_m16n8k64_of_ones(int (&d)[4], std::uint32_t metadata,
+                                                        const uint4& b) {
+// (Metadata are in order here. Without that word some devices would take longer.)
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1205
+  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.u8.s8.s32 "
+#else
+  asm("mma.sp.sync.aligned.m16n8k64.row.col.s32.u8.s8.s32 "
+#endif
+      "{%0, %1, %2, %3}, {%4, %4, %4, %4}, {%5, %6, %7, %8}, {%0, %1, %2, %3}, %9, 0;"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(0x01010101u), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(metadata));
+}
+
 /// d [16, 8] = number of columns in which both bits are set, a [16, 256], b [256, 8].
 __device__ __forceinline__ void mma_m16n8k256_and_popc(int (&d)[4], const std::uint32_t (&a)[4],
                                                        std::uint32_t b0, std::uint32_t b1) {

@@ -55,6 +55,35 @@ constexpr DecodeCosts kPlanes[2]{{.start = 4361,
                                   .alone = 1.35,
                                   .x = 0.503,
                                   .digits = 0.0246}};
+constexpr DecodeCosts kSelections[2]{{.start = 3035,
+                                      .start_per_row = 0.004,
+                                      .work = {3.677, 0, 0, 0},
+                                      .read_bytes_per_cycle = 12.7,
+                                      .tile = 549,
+                                      .tile_per_warp = 202,
+                                      .further = 56,
+                                      .pair = 69,
+                                      .uneven = 1.061,
+                                      .idle = 0.008,
+                                      .longer = 0.35,
+                                      .alone = 1.209,
+                                      .x = 0.363,
+                                      .digits = 0.019},
+                                     {.start = 3226,
+                                      .start_per_row = 0.02,
+                                      .work = {3.836, 0, 0, 0},
+                                      .read_bytes_per_cycle = 18.2,
+                                      .power = 2,
+                                      .tile = 967,
+                                      .tile_per_warp = 105,
+                                      .further = 514,
+                                      .pair = 37,
+                                      .cta = 7.6,
+                                      .uneven = 0.205,
+                                      .idle = 1.325,
+                                      .alone = 1.424,
+                                      .x = 0.111,
+                                      .digits = 0.002}};
 constexpr DecodeCosts kDigitsOfFewBits[2]{{.start = 3788,
                                            .start_per_row = 0.004,
                                            .work = {4.817, 4.817, 0, 0},
@@ -215,6 +244,7 @@ double small_group_factor(std::int64_t group_columns) {
 const DecodeCosts (&costs_of(const KernelConfig& config, const Problem& problem,
                              std::int64_t rows))[2] {
   if (multiplies_planes(config, problem.bits, problem.group_columns, rows)) return kPlanes;
+  if (multiplies_selections(config, problem.bits, rows)) return kSelections;
   const bool bytes = problem.bits == 8;
   if (!multiplies_fixed_point(config)) return bytes ? kByteProducts : kProducts;
   return problem.bits <= 2 ? kDigitsOfFewBits : bytes ? kByteDigits : kDigits;

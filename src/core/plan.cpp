@@ -31,7 +31,10 @@ constexpr int kReservedSharedBytes = 1 << 10;  // of every resident CTA, by the 
 // What prefill kernels take for up to 8 rows of what is estimated, beside decode kernels.
 double prefill_factor(const Problem& problem, bool chained) {
   if (problem.bits == 8) return 1.05;
-  if (chained) return problem.m <= 2 && problem.bits > 1 ? 1 : 0.94;
+  if (chained) {
+    const bool fixed_point = problem.m <= 2 && (problem.bits > 1 || problem.group_columns >= 128);
+    return fixed_point ? 1 : 0.94;
+  }
   if (problem.gathers) return 1;
   return problem.bits != 4 ? 1.06 : problem.m <= 2 ? 1.15 : 1.05;
 }
@@ -171,7 +174,7 @@ bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits&
   if (problem.m > kDecodeTileRows) return kernel == smallest_decode(problem, device, options);
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
   if (multiplies_fixed_point(config)) {
-    const bool two_tiles = problem.bits <= 2 && problem.group_columns == 128 && !problem.gathers &&
+    const bool two_tiles = problem.bits == 2 && problem.group_columns == 128 && !problem.gathers &&
                            problem.n_padded * problem.k_padded <= kSmallLayer &&
                            !in_chain(device, options);
     return problem.m <= (two_tiles ? 2 : 1) * rows &&

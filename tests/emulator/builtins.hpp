@@ -79,16 +79,36 @@ inline unsigned long long atomicMin(unsigned long long* address, unsigned long l
   return old;
 }
 
-inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+// What all lanes' values combine to, from 0 on.
+template <class Combine>
+unsigned reduce_lanes(const char* instruction, unsigned value, const Combine& combine) {
   struct Lane {
     unsigned value, result;
   } lane{value, 0};
-  mpq::emulator::collective("__reduce_max_sync", lane, [](const auto& all) {
-    unsigned most = 0;
-    for (auto* each : all) most = std::max(most, each->value);
-    for (auto* each : all) each->result = most;
+  mpq::emulator::collective(instruction, lane, [&](const auto& all) {
+    unsigned result = 0;
+    for (auto* each : all) result = combine(result, each->value);
+    for (auto* each : all) each->result = result;
   });
   return lane.result;
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  return reduce_lanes("__reduce_max_sync", value,
+                      [](unsigned a, unsigned b) { return std::max(a, b); });
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  return reduce_lanes("__reduce_add_sync", value, [](unsigned a, unsigned b) { return a + b; });
+}
+inline int __reduce_add_sync(unsigned mask, int value) {
+  return static_cast<int>(__reduce_add_sync(mask, static_cast<unsigned>(value)));
+}
+
+inline unsigned __dp2a_lo(unsigned halves, unsigned bytes, unsigned sum) {
+  return sum + (halves & 0xffffu) * (bytes & 0xffu) + (halves >> 16) * (bytes >> 8 & 0xffu);
+}
+inline int __dp2a_lo(int halves, int bytes, int sum) {
+  return sum + static_cast<std::int16_t>(halves) * static_cast<std::int8_t>(bytes) +
+         static_cast<std::int16_t>(halves >> 16) * static_cast<std::int8_t>(bytes >> 8);
 }
 
 inline int __float2int_rn(float value) {  // saturates; 0 for NaN

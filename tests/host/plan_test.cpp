@@ -213,28 +213,32 @@ TEST_CASE("one row, and two where that is faster, are fixed-point numbers where 
   narrow.group_columns = 64;
   CHECK(rows(narrow) == 8);
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 2);
-  // So do planes; two rows of 1 bit are digits, where a block has one group.
+  // So do planes; two rows of 1 bit are selections, in groups of 128 columns and more.
   narrow = of_bits(1, 2);
-  narrow.group_columns = 128;
+  narrow.group_columns = 64;
   CHECK(rows(narrow) == 8);
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 2);
-  narrow.group_columns = 256;
-  CHECK(rows(narrow) == 2);
   narrow.group_columns = 128;
+  CHECK(rows(narrow) == 2);
+  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 1);
+  CHECK(plan(narrow, kHopper, {.programmatic = true}).config().tile_m == 2);
+  // Without clusters x of 8192 columns, in twice as many bytes as digits are, does not fit.
+  CHECK(rows(narrow, {.compute_capability = 80, .sm_count = 108}) == 8);
+  CHECK(rows(of_bits(1, 2, 4096, 4096), {.compute_capability = 80, .sm_count = 108}) == 2);
   narrow.m = 1;
   CHECK(rows(narrow) == 2);
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 1);
   CHECK(rows(narrow, {.compute_capability = 80, .sm_count = 108}) == 2);
   CHECK(rows(narrow, {.compute_capability = 120, .sm_count = 170}) == 8);
   narrow.m = 3;
-  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 3);
-  // In small layers two tiles side by side are ahead of other products.
-  for (const Problem& layer : {of_bits(1, 2, 4096, 4096), of_bits(2, 3, 4096, 4096)}) {
-    CHECK(rows(layer) == 2);
-    CHECK(plan(layer, kHopper).grid_m == 2);
-    CHECK(plan(layer, kHopper, {.programmatic = true}).config().tile_m == 8);
-  }
-  CHECK(rows(of_bits(1, 2, 6144, 4096)) == 8);
+  CHECK(rows(narrow) == 8);
+  CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 2);
+  // In small layers of 2 bits two tiles side by side are ahead of other products.
+  const Problem layer = of_bits(2, 3, 4096, 4096);
+  CHECK(rows(layer) == 2);
+  CHECK(plan(layer, kHopper).grid_m == 2);
+  CHECK(plan(layer, kHopper, {.programmatic = true}).config().tile_m == 8);
+  CHECK(rows(of_bits(2, 3, 6144, 4096)) == 8);
 
   const DeviceTraits small{
       .compute_capability = 89, .sm_count = 128, .shared_bytes_per_block = 99 << 10};

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "engine.hpp"
 #include "mpq/types.hpp"
@@ -50,6 +51,39 @@ inline void mma_m16n8k32_u8s8(int (&d)[4], const std::uint32_t (&a)[4], std::uin
       }
     }
     emulator::multiply_bytes(lanes, bytes[0]);
+  });
+}
+
+inline void mma_sp_m16n8k64_of_ones(int (&d)[4], std::uint32_t metadata, const uint4& b) {
+  struct Lane {
+    int* d;
+    std::uint32_t metadata;
+    const uint4* b;
+  } lane{d, metadata, &b};
+  emulator::collective("mma.sp", lane, [](const auto& all) {
+    std::int8_t columns[8][64];
+    for (int i = 0; i < 32; ++i) {
+      const std::uint32_t words[4] = {all[i]->b->x, all[i]->b->y, all[i]->b->z, all[i]->b->w};
+      for (int e = 0; e < 4; ++e) {
+        std::memcpy(&columns[i / 4][4 * (i % 4) + 16 * e], &words[e], 4);
+      }
+    }
+    for (int row = 0; row < 16; ++row) {
+      int sums[8] = {};
+      for (int four = 0; four < 16; ++four) {
+        const int from = row % 8 * 4 + row / 8 + four / 8 * 2;
+        const std::uint32_t nibble = all[from]->metadata >> (4 * (four % 8)) & 15u;
+        const std::uint32_t first = nibble & 3u, second = nibble >> 2;
+        if (first >= second) throw std::logic_error("emulator: mma.sp: metadata out of order");
+        for (int column = 0; column < 8; ++column) {
+          const std::int8_t* of_four = &columns[column][4 * four];
+          sums[column] += of_four[first] + of_four[second];
+        }
+      }
+      for (int column = 0; column < 8; ++column) {
+        all[row % 8 * 4 + column / 2]->d[row / 8 * 2 + column % 2] += sums[column];
+      }
+    }
   });
 }
 
