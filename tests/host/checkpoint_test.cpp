@@ -20,8 +20,7 @@ using namespace mpq::test;
 
 namespace {
 
-const std::filesystem::path kData(MPQ_TEST_DATA);
-constexpr auto kLayer = "model.layers.0.mlp.up_proj";
+constexpr auto kUpProj = "model.layers.0.mlp.up_proj";
 
 CheckpointOptions bits_and_group(int bits, std::optional<int> group_size) {
   CheckpointOptions options;
@@ -59,10 +58,10 @@ TEST_CASE("GPTQ layers of awkward shapes decode by their formula", "[checkpoint]
       g_idx[i] = group_size == -1 ? 0 : static_cast<std::int32_t>(i) / group_size;
     }
     tensors.push_back(
-        make_tensor(std::string(kLayer) + ".g_idx", SafetensorsType::I32, {k}, g_idx));
+        make_tensor(std::string(kUpProj) + ".g_idx", SafetensorsType::I32, {k}, g_idx));
     write_model(directory, tensors);
     const auto checkpoint = Checkpoint::open(directory.path(), bits_and_group(bits, group_size));
-    const auto weights = checkpoint.read(kLayer);
+    const auto weights = checkpoint.read(kUpProj);
     const WeightsData& data = data_of(weights);
     CHECK(data.g_idx.empty());
     const auto qweight = tensors[0].values<std::uint32_t>();
@@ -99,12 +98,12 @@ TEST_CASE("what lies beside the layers is listed", "[checkpoint]") {
   write_text(directory / "expected.safetensors", "not a file of the model");
   const auto checkpoint = Checkpoint::open(directory.path(), bits_and_group(4, 32));
   REQUIRE(checkpoint.layers().size() == 1);
-  CHECK(checkpoint.layers()[0].name == kLayer);
+  CHECK(checkpoint.layers()[0].name == kUpProj);
   CHECK(checkpoint.layers()[0].bytes == 64 * 32 / 2 + 2 * 4 * 4 + 2 * 32 * 2);
   CHECK(checkpoint.dense_tensors() ==
         std::vector<std::string>{".odd", "a.bias", "lm_head.weight", "norm"});
   CHECK(refuses([&] { checkpoint.read("up_proj"); }, ErrorCode::invalid_argument, "no layer",
-                "\"up_proj\"", kLayer));
+                "\"up_proj\"", kUpProj));
 }
 
 TEST_CASE("a layer's tensors may have no prefix", "[checkpoint]") {
@@ -115,11 +114,11 @@ TEST_CASE("a layer's tensors may have no prefix", "[checkpoint]") {
   write_model(directory, tensors);
   // Without group_size a single group is all of K; several need to be told.
   CHECK(refuses(opening(directory, bits_and_group(4, std::nullopt)), ErrorCode::invalid_file,
-                kLayer, "2 groups", "group_size"));
+                kUpProj, "2 groups", "group_size"));
   const auto checkpoint = Checkpoint::open(directory.path(), bits_and_group(4, 32));
   REQUIRE(checkpoint.layers().size() == 2);
   CHECK(checkpoint.layers()[0].name.empty());
-  CHECK(checkpoint.layers()[1].name == kLayer);
+  CHECK(checkpoint.layers()[1].name == kUpProj);
   CHECK(data_of(checkpoint.read("")).in_features == 32);
 }
 
@@ -214,7 +213,7 @@ TEST_CASE("g_idx is checked, and kept only where it says something", "[checkpoin
     auto tensors = gptq_tensors({});
     const auto size = static_cast<std::int64_t>(g_idx.size());
     tensors.push_back(
-        make_tensor(std::string(kLayer) + ".g_idx", SafetensorsType::I32, {size}, g_idx));
+        make_tensor(std::string(kUpProj) + ".g_idx", SafetensorsType::I32, {size}, g_idx));
     write_model(directory, tensors);
     return Checkpoint::open(directory.path(), bits_and_group(4, 32));
   };
@@ -224,7 +223,7 @@ TEST_CASE("g_idx is checked, and kept only where it says something", "[checkpoin
   std::swap(g_idx[0], g_idx[63]);
   const auto checkpoint = with(g_idx);
   CHECK(checkpoint.layers()[0].act_order);
-  CHECK(data_of(checkpoint.read(kLayer)).g_idx == g_idx);
+  CHECK(data_of(checkpoint.read(kUpProj)).g_idx == g_idx);
   g_idx[5] = 2;
   CHECK(
       refuses([&] { with(g_idx); }, ErrorCode::invalid_weights, "g_idx", "is 2 at [5]", "0 to 1"));
@@ -246,12 +245,12 @@ TEST_CASE("F32 scales are taken where a 16-bit type holds them", "[checkpoint]")
     auto tensors = gptq_tensors({});
     scales.resize(64, 0.5f);
     tensor_of(tensors, "scales") =
-        make_tensor(std::string(kLayer) + ".scales", SafetensorsType::F32, {2, 32}, scales);
-    tensors.push_back(make_tensor(std::string(kLayer) + ".bias", SafetensorsType::F32, {32},
+        make_tensor(std::string(kUpProj) + ".scales", SafetensorsType::F32, {2, 32}, scales);
+    tensors.push_back(make_tensor(std::string(kUpProj) + ".bias", SafetensorsType::F32, {32},
                                   std::vector<float>(32, 0.1f)));
     write_model(directory, tensors);
     const auto checkpoint = Checkpoint::open(directory.path(), bits_and_group(4, 32));
-    const auto data = data_of(checkpoint.read(kLayer));
+    const auto data = data_of(checkpoint.read(kUpProj));
     CHECK(checkpoint.layers()[0].dtype == data.dtype);
     CHECK(to_float(data.scales[0], data.dtype) == scales[0]);
     CHECK(to_float(data.scales[63], data.dtype) == 0.5f);

@@ -20,6 +20,9 @@
 
 namespace mpq::test {
 
+/// What tests read: golden checkpoints, a directory each.
+inline const std::filesystem::path kData(MPQ_TEST_DATA);
+
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
@@ -116,7 +119,7 @@ inline TensorCopy& tensor_of(std::vector<TensorCopy>& tensors, const std::string
 /// The golden checkpoints' directories, sorted.
 inline std::vector<std::filesystem::path> golden_directories() {
   std::vector<std::filesystem::path> all;
-  for (const auto& each : std::filesystem::directory_iterator(MPQ_TEST_DATA)) {
+  for (const auto& each : std::filesystem::directory_iterator(kData)) {
     if (std::filesystem::exists(each.path() / "expected.safetensors")) all.push_back(each.path());
   }
   std::sort(all.begin(), all.end());

@@ -275,7 +275,7 @@ TEST_CASE("AutoRound's four routes", "[checkpoint][auto-round]") {
     INFO(packing);
     CHECK(route(packing).layers().at(0).format == format);
   }
-  const auto awq = std::filesystem::path(MPQ_TEST_DATA) / "awq-w4-g64";
+  const auto awq = kData / "awq-w4-g64";
   tensors = read_tensors(awq / "model.safetensors");
   const auto routed = directory.open(
       tensors, R"({"quantization_config":{"quant_method":"auto-round","bits":4,"group_size":64,

@@ -17,8 +17,6 @@ using namespace mpq::test;
 
 namespace {
 
-const std::filesystem::path kData(MPQ_TEST_DATA);
-
 /// Decodes the only layer of a directory to plain statistics.
 WeightsData plain_layer(const std::filesystem::path& directory,
                         const CheckpointOptions& options = {}) {

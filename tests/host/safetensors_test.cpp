@@ -29,8 +29,7 @@ std::string entry(const std::string& name, const std::string& dtype, const std::
          R"(],"data_offsets":[)" + offsets + "]}";
 }
 
-const std::filesystem::path kGolden =
-    std::filesystem::path(MPQ_TEST_DATA) / "gptq-w4-g128" / "model.safetensors";
+const std::filesystem::path kGolden = kData / "gptq-w4-g128" / "model.safetensors";
 
 /// Opens and touches every byte that the file claims, for the sanitizers.
 unsigned read_all(const std::filesystem::path& path) {

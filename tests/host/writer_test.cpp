@@ -18,8 +18,6 @@ using namespace mpq::test;
 
 namespace {
 
-const std::filesystem::path kData(MPQ_TEST_DATA);
-
 /// Writes all layers and other tensors of a checkpoint in another format.
 EncodingLoss convert(const Checkpoint& from, const std::filesystem::path& to,
                      const CheckpointWriterOptions& options) {

@@ -23,7 +23,6 @@ using namespace mpq::test;
 
 namespace {
 
-const std::filesystem::path kData(MPQ_TEST_DATA);
 constexpr auto kLayer = "model.layers.0.mlp.down_proj";
 
 }  // namespace
@@ -229,7 +228,7 @@ TEST_CASE("quantize makes every format, by every method, and tells the errors", 
 }
 
 TEST_CASE("bench times one layer of each kind, and only right ones", "[tool]") {
-  const std::string in = std::string(MPQ_TEST_DATA) + "/gptq-w4-g128";
+  const std::string in = (kData / "gptq-w4-g128").string();
   const Result result = run_tool({"bench", in, "--device", "cpu", "--batch", "1,5", "--json"});
   REQUIRE(result.code == 0);
   const auto json = nlohmann::json::parse(result.out);

@@ -14,8 +14,6 @@ using namespace mpq::test;
 
 namespace {
 
-const std::filesystem::path kData(MPQ_TEST_DATA);
-
 struct Malformed {
   std::string what;
   int code;

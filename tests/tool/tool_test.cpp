@@ -21,7 +21,6 @@ using namespace mpq::test;
 
 namespace {
 
-const std::filesystem::path kData(MPQ_TEST_DATA);
 constexpr auto kLayer = "model.layers.0.mlp.down_proj";
 
 /// Half the distance between 16-bit floats around `value`.
