@@ -35,7 +35,7 @@ struct SelectionShape {
   /// banks. Between a sum's first and second are the sums of x.
   static constexpr int kRowBytes = 256, kProductBytes = 2 * kRowBytes + 32;
   static constexpr int kSumBytes = kProducts * kProductBytes;
-  static_assert(2 * kSumBytes == decode_selection_bytes(kBlockK));
+  static_assert(kSums * kSumBytes == decode_selection_bytes(kBlockK));
 };
 
 /// The digits of a CTA's slice of x in shared memory: [sum][product][row][digit][4 lanes][4 words]

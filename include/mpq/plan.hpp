@@ -24,7 +24,8 @@ constexpr bool multiplies_planes(const KernelConfig& config, int bits, std::int6
                                  std::int64_t rows) noexcept {
   return multiplies_fixed_point(config) && bits == 1 && group_columns >= 64 && rows == 1;
 }
-/// Whether it does so by selection, two rows and groups of 128 columns and more.
+/// Whether it does so by selection: where a CTA has two rows, in groups of 128 columns and more
+/// (decode_tile_rows).
 constexpr bool multiplies_selections(const KernelConfig& config, int bits,
                                      std::int64_t rows) noexcept {
   return multiplies_fixed_point(config) && bits == 1 && rows == 2;

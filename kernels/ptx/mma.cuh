@@ -1,5 +1,5 @@
 #pragma once
-// mma.sync.aligned.m16n8k16 with float32 accumulation, one function per element type.
+// Products of a warp, mma.sync and mma.sp.sync: one function per shape and type of elements.
 
 #include <cstdint>
 

@@ -130,7 +130,7 @@ bool wants_fixed_point(const Problem& problem, const DeviceTraits& device,
 
 // Of the decode kernels the one with the smallest tile that takes all rows, or passes over the
 // largest. Fixed-point numbers only for as many rows as they are ahead for on other devices: one,
-// with 2 bits two, with 8 none.
+// with 2 bits and fewer what a tile has, with 8 none.
 int smallest_decode(const Problem& problem, const DeviceTraits& device,
                     const ForwardOptions& options) {
   int decode = -1, decode_rows = 0;
@@ -165,7 +165,8 @@ constexpr double kTwoRowTiles = 1.08;
 
 // Whether a kernel is a decode kernel that can be ahead on Hopper. With fewer than 8 bits and more
 // than a few rows prefill kernels are ahead of 16-bit products; of fixed-point numbers two tiles of
-// rows can be ahead in small layers (groups of 128, in order, outside of a chain: bench/NOTES.md).
+// rows can be ahead in small layers (2 bits, groups of 128, in order, outside of a chain:
+// bench/NOTES.md).
 bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits& device,
                          const ForwardOptions& options) {
   constexpr std::int64_t kProductRows = 4, kSmallLayer = std::int64_t{1} << 24;  // weights

@@ -22,6 +22,8 @@ namespace mpq::test {
 
 /// What tests read: golden checkpoints, a directory each.
 inline const std::filesystem::path kData(MPQ_TEST_DATA);
+/// The layer that each of them has.
+inline constexpr auto kGoldenLayer = "model.layers.0.mlp.down_proj";
 
 class TemporaryDirectory {
  public:

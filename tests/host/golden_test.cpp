@@ -17,8 +17,6 @@ using namespace mpq::test;
 
 namespace {
 
-constexpr auto kDownProj = "model.layers.0.mlp.down_proj";
-
 std::vector<float> floats(const std::vector<std::uint16_t>& halves, DType dtype) {
   std::vector<float> out;
   for (const auto half : halves) out.push_back(to_float(half, dtype));
@@ -45,7 +43,7 @@ TEST_CASE("every golden checkpoint's weight is the expected one", "[checkpoint][
     CHECK(checkpoint.dense_tensors().empty());
     const LayerInfo& info = checkpoint.layers()[0];
     const std::string name = directory.filename().string();
-    CHECK(info.name == kDownProj);
+    CHECK(info.name == kGoldenLayer);
     const bool ct = name.starts_with("ct"), hqq = name.starts_with("hqq");
     CHECK((ct ? info.format == "compressed-tensors" : name.starts_with(info.format)));
     CHECK(info.note.empty());
@@ -58,7 +56,7 @@ TEST_CASE("every golden checkpoint's weight is the expected one", "[checkpoint][
                                                                             : ZeroKind::integer));
     CHECK(info.double_quantized == (name.starts_with("gba") && name != "gba-sym-w4-g256"));
 
-    const AnyQuantizedWeights weights = checkpoint.read(kDownProj);
+    const AnyQuantizedWeights weights = checkpoint.read(kGoldenLayer);
     CHECK(bits_of(weights) == info.bits);
     CHECK(data_of(weights).g_idx.empty() == !info.act_order);
     CHECK(data_of(weights).bias.empty() == !info.bias);
@@ -94,8 +92,8 @@ TEST_CASE("version 2 zeros are one less", "[checkpoint][golden]") {
   const auto v1 = Checkpoint::open(directory), v2 = Checkpoint::open(directory, options);
   CHECK(v1.layers()[0].format == "gptq");
   CHECK(v2.layers()[0].format == "gptq_v2");
-  const auto zeros_1 = data_of(v1.read(kDownProj)).zeros;
-  auto zeros_2 = data_of(v2.read(kDownProj)).zeros;
+  const auto zeros_1 = data_of(v1.read(kGoldenLayer)).zeros;
+  auto zeros_2 = data_of(v2.read(kGoldenLayer)).zeros;
   for (auto& zero : zeros_2) ++zero;
   CHECK(zeros_1 == zeros_2);
 }
@@ -146,11 +144,10 @@ TEST_CASE("zeros of the other version are recognised where they are symmetric", 
 }
 
 TEST_CASE("channel-wise and ragged goldens keep their group size", "[checkpoint][golden]") {
-  const std::filesystem::path data(MPQ_TEST_DATA);
-  const auto wide = Checkpoint::open(data / "gptq-w4-channelwise").read(kDownProj);
+  const auto wide = Checkpoint::open(kData / "gptq-w4-channelwise").read(kGoldenLayer);
   CHECK(data_of(wide).group_size == -1);
   CHECK(data_of(wide).groups() == 1);
-  const auto ragged = Checkpoint::open(data / "gptq-w4-ragged-last-group").read(kDownProj);
+  const auto ragged = Checkpoint::open(kData / "gptq-w4-ragged-last-group").read(kGoldenLayer);
   CHECK(data_of(ragged).in_features == 160);
   CHECK(data_of(ragged).group_size == 128);
   CHECK(data_of(ragged).groups() == 2);

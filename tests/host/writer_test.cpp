@@ -253,8 +253,7 @@ TEST_CASE("layers that differ, other tensors, shards and files", "[checkpoint][w
 
 TEST_CASE("a directory appears whole or not at all", "[checkpoint][writer]") {
   const TemporaryDirectory parent;
-  const auto weights =
-      Checkpoint::open(kData / "gptq-w4-g128").read("model.layers.0.mlp.down_proj");
+  const auto weights = Checkpoint::open(kData / "gptq-w4-g128").read(kGoldenLayer);
   {
     CheckpointWriter writer(parent / "out", {});
     writer.add("a", weights);

@@ -21,8 +21,6 @@ using namespace mpq::test;
 
 namespace {
 
-constexpr auto kLayer = "model.layers.0.mlp.down_proj";
-
 /// Half the distance between 16-bit floats around `value`.
 double half_ulp(double value, DType dtype) {
   const int digits = dtype == DType::f16 ? 11 : 8, least = dtype == DType::f16 ? -14 : -126;
@@ -83,11 +81,11 @@ TEST_CASE("run gives the expected y for every golden checkpoint", "[tool][golden
       std::vector<std::string> call{
           "run", golden.string(), "--input",  (golden / "expected.safetensors").string(),
           "-o",  output.string(), "--device", "cpu"};
-      if (!single) call.insert(call.end(), {"--layer", kLayer, "--dtype", "f16"});
+      if (!single) call.insert(call.end(), {"--layer", kGoldenLayer, "--dtype", "f16"});
       const Result result = run_tool(call);
       INFO(result.err);
       REQUIRE(result.code == 0);
-      CHECK(result.out.find(kLayer) != std::string::npos);
+      CHECK(result.out.find(kGoldenLayer) != std::string::npos);
       const auto written = read_tensors(output);
       REQUIRE(written.size() == 1);
       CHECK(written[0].name == "y");
@@ -161,7 +159,7 @@ TEST_CASE("dequantize writes every layer's weight", "[tool][golden]") {
     auto expected = read_tensors(golden / "expected.safetensors");
     const auto written = read_tensors(output);
     REQUIRE(written.size() == 1);
-    CHECK(written[0].name == std::string(kLayer) + ".weight");
+    CHECK(written[0].name == std::string(kGoldenLayer) + ".weight");
     CHECK(written[0].type == SafetensorsType::F32);
     CHECK(written[0].shape == tensor_of(expected, "weight").shape);
     const auto a = floats(written[0]), b = floats(tensor_of(expected, "weight"));
@@ -197,7 +195,7 @@ TEST_CASE("inspect lists the layers", "[tool]") {
   const auto golden = kData / "gba-sym-w4-g128-dq64";
   const Result table = run_tool({"inspect", golden.string()});
   CHECK(table.code == 0);
-  CHECK(table.out.find(kLayer) != std::string::npos);
+  CHECK(table.out.find(kGoldenLayer) != std::string::npos);
   const Result json = run_tool({"inspect", golden.string(), "--json"});
   REQUIRE(json.code == 0);
   const auto all = nlohmann::json::parse(json.out);
@@ -205,7 +203,7 @@ TEST_CASE("inspect lists the layers", "[tool]") {
   CHECK(all["dense_tensors"].empty());
   REQUIRE(all["layers"].size() == 1);
   const auto& layer = all["layers"][0];
-  CHECK(layer["name"] == kLayer);
+  CHECK(layer["name"] == kGoldenLayer);
   CHECK(layer["format"] == "gba");
   CHECK(layer["bits"] == 4);
   CHECK(layer["in_features"] == 256);
@@ -251,7 +249,7 @@ TEST_CASE("errors have their codes, one line and no file", "[tool]") {
   CHECK(fails(run_with({"--device", "tpu"}), 2, "\"tpu\""));
   CHECK(fails(run_with({"--device", "cuda:x"}), 2, "\"cuda:x\""));
   CHECK(fails(run_with({"--device", "cuda:99"}), 7, "cuda:99"));
-  CHECK(fails(run_with({"--layer", "model.layers.0.mlp.up_proj"}), 2, kLayer));
+  CHECK(fails(run_with({"--layer", "model.layers.0.mlp.up_proj"}), 2, kGoldenLayer));
   CHECK(fails({"inspect", golden + "/none"}, 3, "none"));
   CHECK(fails({"inspect", directory.path().string()}, 3, "no *.safetensors"));
   CHECK(fails({"inspect", golden, "--bits", "8"}, 4, "g128"));
@@ -318,7 +316,7 @@ TEST_CASE("bad weights and broken files leave no output", "[tool]") {
   }
   // An output that was there before stays.
   write_text(output, "mine");
-  CHECK(fails(call, 5, kLayer));
+  CHECK(fails(call, 5, kGoldenLayer));
   CHECK(read_text(output) == "mine");
 
   const std::string whole = read_text(kData / "gptq-w4-g128" / "model.safetensors");
