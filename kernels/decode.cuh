@@ -205,17 +205,16 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
   unsigned char* shared = ptx::dynamic_shared_memory_held();
   auto& storage = *reinterpret_cast<DecodeStorage<C>*>(shared);
   unsigned char* slice = shared + sizeof(DecodeStorage<C>) + decode_parameter_bytes(C, WBits);
-  // On Hopper so many rows of 4 bits and fewer come here in groups of 16 columns only, unless a
-  // caller insists: there is code for general layers alone.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  constexpr bool kRare = C.tile_m > 8 && WBits < 8;
+  constexpr bool kHasCode = has_sm90a_code(C, WBits);
 #else
-  constexpr bool kRare = false;
+  constexpr bool kHasCode = true;
 #endif
-  const bool general = kRare || args.zeros == nullptr ||
-                       args.scales_are_bf16 != (T == DType::bf16) ||
+  const bool general = args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16) ||
                        (!multiplies_fixed_point(C) && args.chunks > 1);
-  if constexpr (multiplies_fixed_point(C)) {
+  if constexpr (!kHasCode) {
+    return;
+  } else if constexpr (multiplies_fixed_point(C)) {
     const auto run = [&]<class Multiplier>() {
       decode_fixed_point<WBits, T, C, Multiplier>(args, storage, slice);
     };
@@ -254,18 +253,13 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
       return;
     }
-    if (are_of_a_group.template operator()<kFew>()) {
-      run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
-    } else if constexpr (kFew > 1) {  // groups of 16 columns; never mind the time
-      run.template operator()<DigitMultiplier<WBits, T, C, 1, false>>();
-    }
+    static_assert(16 * kFew <= kLeastGroup);
+    run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
   } else {
     constexpr int kSegment = kSegmentSteps<WBits, C>;
     constexpr int kShort = std::min(KernelLayout<WBits>::kStepsPerBlock, 4);
     const auto run = [&]<int kGroupSteps, bool kGeneral>() {
-      if constexpr (kGeneral || !kRare) {
-        decode_tiles<WBits, T, C, kGroupSteps, kGeneral>(args, storage, slice);
-      }
+      decode_tiles<WBits, T, C, kGroupSteps, kGeneral>(args, storage, slice);
     };
     constexpr int kSegmentShift = kLog2<16 * kSegment>, kShortShift = kLog2<16 * kShort>;
     if (general && args.group_shift >= kShortShift) {
@@ -280,7 +274,7 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
       } else {
         run.template operator()<2, false>();
       }
-    } else {  // groups of 16 columns; never mind the time
+    } else if constexpr (takes_groups(C, 16)) {  // never mind the time
       run.template operator()<1, true>();
     }
   }

@@ -46,6 +46,10 @@ struct DigitShape {
   static constexpr std::uint32_t kAllOnes = 0xffffffffu / ((1u << WBits) - 1);
 };
 
+/// Added to a number whose bytes are its digits: they are signed, -128 ... 127, and a carry of 128
+/// to the next makes them so.
+inline constexpr std::uint32_t kDigitCarries = 0x00808080u;
+
 /// The digits of a CTA's slice of x in shared memory: [row][digit] rows of bytes, digit_pitch
 /// apart, bytes in the order in which products take columns.
 /// kWholeWords: as in DigitMultiplier.
@@ -92,18 +96,17 @@ class DigitSlice {
       const int position = position_at(at), column = column_at(at, position);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const auto low = to_float2<T>(pair(x + i * x_pitch_, column)),
-                   high = to_float2<T>(pair(x + i * x_pitch_, column + Shape::kHalfK));
+        const unsigned char* from = x + i * x_pitch_ + 2 * column;
+        const auto low = neighbours_of_x<T>(from),
+                   high = neighbours_of_x<T>(from + 2 * Shape::kHalfK);
         const float by = fixed[i].first(WBits * position), then = fixed[i].second(WBits * position);
-        // Digits are signed: -128 ... 127. A carry of 128 to the next makes them so.
-        constexpr int kCarries = 0x00808080;
         const int takes_off = position == kProducts - 1 ? 0 : -1;
         const auto number = [&](float value) {
           int n = FixedPoint<T>::round(value, by, then);
           if constexpr (kWholeWords) {  // the last product's, of the same words
             n += takes_off * __shfl_sync(0xffffffffu, n, lane | (8 * (kProducts - 1)));
           }
-          return static_cast<std::uint32_t>(n + kCarries);
+          return static_cast<std::uint32_t>(n) + kDigitCarries;
         };
         const std::uint32_t n0 = number(low.x), n1 = number(high.x), n2 = number(low.y),
                             n3 = number(high.y);
@@ -129,11 +132,6 @@ class DigitSlice {
   }
 
  private:
-  static __device__ __forceinline__ Pair<T> pair(const unsigned char* x, int column) {
-    // (bits_as of what is in memory would read it byte by byte.)
-    const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(x + 2 * column);
-    return bits_as<Pair<T>>(word);
-  }
   unsigned char *x_, *digits_;
   int x_pitch_, pitch_;
   int pairs_at_;

@@ -55,6 +55,14 @@ struct FixedPoint {
   }
 };
 
+/// Two neighbours of x, where they lie in shared memory.
+template <DType T>
+__device__ __forceinline__ float2 neighbours_of_x(const unsigned char* x) {
+  // (bits_as of what is in memory would read it byte by byte.)
+  const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(x);
+  return to_float2<T>(bits_as<Pair<T>>(word));
+}
+
 /// The bits of the largest |x| of each row's columns [0, columns), by a warp; rows `pitch` bytes
 /// apart, 16-byte aligned.
 template <DType T, int kRows>

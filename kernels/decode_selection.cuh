@@ -65,8 +65,6 @@ class SelectionSlice {
     const float by[2] = {fixed[0].first(0), fixed[1].first(0)};
     const float then[2] = {fixed[0].second(0), fixed[1].second(0)};
     const unsigned char* x = x_ + 2 * column_;
-    // Digits are signed: -128 ... 127. A carry of 128 to the next makes them so.
-    constexpr std::uint32_t kCarries = 0x00808080u;
     // Of digits, in the upper byte of each half; the other is zero.
     const std::uint32_t upper_bytes = ptx::opaque(0xff00ff00u);
 #pragma unroll 1
@@ -76,10 +74,10 @@ class SelectionSlice {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const unsigned char* from = x + row * x_pitch_ + 2 * at;
-        const auto low = pair(from), high = pair(from + 64);
+        const auto low = neighbours_of_x<T>(from), high = neighbours_of_x<T>(from + 64);
         const auto number = [&](float value) {
           return static_cast<std::uint32_t>(FixedPoint<T>::round(value, by[row], then[row])) +
-                 kCarries;
+                 kDigitCarries;
         };
         const std::uint32_t numbers[2][2] = {{number(low.x), number(high.x)},
                                              {number(low.y), number(high.y)}};
@@ -124,10 +122,6 @@ class SelectionSlice {
   }
 
  private:
-  static __device__ __forceinline__ float2 pair(const unsigned char* x) {
-    const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(x);
-    return to_float2<T>(bits_as<Pair<T>>(word));
-  }
   unsigned char *x_, *digits_;
   int x_pitch_;
   int column_, to_, from_, sum_from_;  // of a lane

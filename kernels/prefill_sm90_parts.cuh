@@ -169,7 +169,7 @@ template <int WBits, KernelConfig C, bool kGeneral>
 struct HopperPrefillStorage {
   using Shape = HopperPrefillShape<WBits, C>;
   /// Groups that begin in a stage.
-  static constexpr int kParameterRows = Shape::kStageK / kLeastHopperGroup;
+  static constexpr int kParameterRows = Shape::kStageK / kLeastGroup;
   /// A pass of y: 16-byte pieces permuted as in x.
   using YPass = std::uint16_t[Shape::kPassRows][Shape::Layout::kBlockN];
   static constexpr int kYBytes =
@@ -306,7 +306,7 @@ __device__ __forceinline__ int swizzled_piece(int row, int piece) {
 template <class Function>
 __device__ __forceinline__ void with_sum_steps(const ForwardArguments& args, Function function) {
   switch (args.group_shift) {
-    case 5:  // kLeastHopperGroup
+    case 5:  // kLeastGroup
       function.template operator()<2>();
       break;
     case 6:

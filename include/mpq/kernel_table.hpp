@@ -73,27 +73,19 @@ inline constexpr std::array kKernelTable{
                  .warps_n = 4,
                  .warps_m = 2,
                  .stages = 4},
-    hopper_prefill({.tile_n = 128,
-                    .tile_m = 8,
-                    .warps_n = 8,
-                    .stages = 8,
-                    .ctas_per_sm = 2,
-                    .widths = kFewBits}),
+    hopper_prefill(
+        {.tile_n = 128, .tile_m = 8, .warps_n = 8, .stages = 8, .ctas_per_sm = 2, .widths = 1}),
     hopper_prefill(
         {.tile_n = 128, .tile_m = 8, .warps_n = 4, .warps_k = 4, .stages = 12, .widths = kFewBits}),
     hopper_prefill(
-        {.tile_n = 256, .tile_m = 8, .warps_n = 8, .stages = 8, .ctas_per_sm = 2, .widths = 2 | 4}),
+        {.tile_n = 256, .tile_m = 8, .warps_n = 8, .stages = 8, .ctas_per_sm = 2, .widths = 4}),
     hopper_prefill({.tile_n = 384, .tile_m = 8, .warps_n = 12, .stages = 8, .widths = kFewBits}),
     hopper_prefill({.tile_n = 448, .tile_m = 8, .warps_n = 16, .stages = 8, .widths = kFewBits}),
     hopper_prefill(
         {.tile_n = 128, .tile_m = 16, .warps_n = 8, .warps_k = 2, .stages = 8, .widths = 8}),
     hopper_prefill({.tile_n = 128, .tile_m = 16, .warps_n = 8, .stages = 8, .ctas_per_sm = 2}),
-    hopper_prefill({.tile_n = 128,
-                    .tile_m = 16,
-                    .warps_n = 4,
-                    .warps_k = 4,
-                    .stages = 12,
-                    .widths = kFewBits}),
+    hopper_prefill(
+        {.tile_n = 128, .tile_m = 16, .warps_n = 4, .warps_k = 4, .stages = 12, .widths = 2 | 4}),
     hopper_prefill({.tile_n = 384, .tile_m = 16, .warps_n = 12, .stages = 8, .widths = kFewBits}),
     hopper_prefill({.tile_n = 448, .tile_m = 16, .warps_n = 16, .stages = 8, .widths = kFewBits}),
     hopper_prefill({.tile_n = 128, .tile_m = 32, .warps_n = 8, .warps_k = 2, .stages = 8}),
@@ -106,7 +98,8 @@ inline constexpr std::array kKernelTable{
     hopper_prefill({.tile_n = 384, .tile_m = 32, .warps_n = 12, .stages = 8, .widths = kFewBits}),
     hopper_prefill({.tile_n = 448, .tile_m = 32, .warps_n = 16, .stages = 8, .widths = kFewBits}),
     hopper_prefill({.tile_n = 128, .tile_m = 64, .warps_n = 8, .warps_k = 2, .stages = 8}),
-    hopper_prefill({.tile_n = 128, .tile_m = 64, .warps_n = 8, .stages = 8, .ctas_per_sm = 2}),
+    hopper_prefill(
+        {.tile_n = 128, .tile_m = 64, .warps_n = 8, .stages = 8, .ctas_per_sm = 2, .widths = 8}),
     hopper_prefill({.tile_n = 192, .tile_m = 64, .warps_n = 12, .stages = 8}),
     hopper_prefill({.tile_n = 256, .tile_m = 64, .warps_n = 16, .stages = 8}),
     hopper_prefill({.tile_n = 256, .tile_m = 96, .warps_n = 8, .stages = 4}),

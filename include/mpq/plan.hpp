@@ -125,18 +125,25 @@ constexpr bool runs_sm90a_code(const DeviceTraits& device) noexcept {
 constexpr bool has_several_strips(const KernelConfig& config) noexcept {
   return config.tile_n > 16 * config.warps_n;
 }
-/// Columns of the smallest kernel groups that sm90a prefill kernels take.
-inline constexpr int kLeastHopperGroup = 32;
+/// Columns of the smallest kernel groups that all kernels take. Smaller ones are for the sm80
+/// prefill kernels and one decode kernel.
+inline constexpr int kLeastGroup = 32;
 /// Whether a kernel takes kernel groups of so many columns.
 constexpr bool takes_groups(const KernelConfig& config, std::int64_t group_columns) noexcept {
-  return config.family == KernelFamily::decode || config.isa != Isa::sm90a ||
-         group_columns >= kLeastHopperGroup;
+  const bool takes_all =
+      config.family == KernelFamily::decode ? config.tile_m == 8 : config.isa == Isa::sm80;
+  return takes_all || group_columns >= kLeastGroup;
+}
+/// Whether a kernel has machine code for 9.0. For more than 8 rows of 4 bits and fewer decode
+/// kernels have not: prefill kernels are faster there.
+constexpr bool has_sm90a_code(const KernelConfig& config, int bits) noexcept {
+  return config.family == KernelFamily::prefill || config.tile_m <= 8 || bits == 8;
 }
 /// Whether a kernel runs on a device.
 constexpr bool is_available(const KernelConfig& config, int bits,
                             const DeviceTraits& device) noexcept {
-  return is_compiled(config, bits) &&
-         (config.isa == Isa::sm90a ? runs_sm90a_code(device) : device.compute_capability >= 80);
+  if (!is_compiled(config, bits) || device.compute_capability < 80) return false;
+  return runs_sm90a_code(device) ? has_sm90a_code(config, bits) : config.isa == Isa::sm80;
 }
 
 /// Shared memory of each of two CTAs on a multiprocessor, of which the CUDA runtime takes 1 KiB.

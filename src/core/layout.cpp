@@ -9,7 +9,7 @@ namespace mpq {
 namespace {
 
 constexpr std::int64_t kSmallestGroup = 16;  // one tensor-core step
-// Smaller groups are slow (kLeastHopperGroup); padding is not, if it is little.
+// Smaller groups are slow (kLeastGroup); padding is not, if it is little.
 constexpr std::int64_t kSmallGroup = 32;
 constexpr double kMostPadding = 0.25;
 

@@ -20,9 +20,10 @@ using namespace detail;
 constexpr std::int64_t kMaxGridM = 65535;  // CUDA's limit on a grid's second dimension
 constexpr std::array kDecodeClusters{1, 2, 4, 8};
 constexpr std::array kWarpsN{1, 2, 4, 8};  // 8 warps a CTA
-// Rows up to which a decode kernel, in passes over its largest tile, is ahead of the prefill
-// kernels; on Hopper of all, with fewer than 8 bits and with 8, and in one pass of some.
-constexpr std::int64_t kDecodeRows = 128;
+// Passes over the weights up to which a decode kernel is ahead of the sm80 prefill kernels.
+constexpr std::int64_t kDecodePasses = 4;
+// On Hopper, rows up to which it is ahead of all prefill kernels, with fewer than 8 bits and with
+// 8, and of some.
 constexpr std::int64_t kDecodeRowsOfFewBits = 1, kDecodeRowsOnHopper = 2, kDecodeRowsAtMost = 32;
 constexpr std::int64_t kDecodeTileRows = 8;
 constexpr double kBehindGather = 1.3;
@@ -136,7 +137,10 @@ int smallest_decode(const Problem& problem, const DeviceTraits& device,
   int decode = -1, decode_rows = 0;
   for (int i = 0; i < kKernelCount; ++i) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(i)];
-    if (config.family != KernelFamily::decode) continue;
+    if (config.family != KernelFamily::decode || !is_available(config, problem.bits, device) ||
+        !takes_groups(config, problem.group_columns)) {
+      continue;
+    }
     const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
     const int most = problem.bits < 4 ? rows : problem.bits == 4 ? 1 : 0;
     if (multiplies_fixed_point(config) &&
@@ -169,10 +173,12 @@ constexpr double kTwoRowTiles = 1.08;
 // bench/NOTES.md).
 bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits& device,
                          const ForwardOptions& options) {
-  constexpr std::int64_t kProductRows = 4, kSmallLayer = std::int64_t{1} << 24;  // weights
+  constexpr std::int64_t kProductRows = 4, kSmallLayer = std::int64_t{1} << 22;  // weights
   const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
   if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
-  if (problem.m > kDecodeTileRows) return kernel == smallest_decode(problem, device, options);
+  if (problem.m > kDecodeTileRows) {
+    return problem.bits == 8 && kernel == smallest_decode(problem, device, options);
+  }
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
   if (multiplies_fixed_point(config)) {
     const bool two_tiles = problem.bits == 2 && problem.group_columns == 128 && !problem.gathers &&
@@ -218,11 +224,14 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
 }
 
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  if (runs_sm90a_code(device) && problem.group_columns >= kLeastHopperGroup) {
+  if (runs_sm90a_code(device) && problem.group_columns >= kLeastGroup) {
     return fastest(problem, device, options);
   }
-  return problem.m <= kDecodeRows ? smallest_decode(problem, device, options)
-                                  : largest_prefill(problem, device);
+  const int decode = smallest_decode(problem, device, options);
+  if (decode == -1) return decode;  // no kernel runs on the device
+  const int rows = decode_tile_rows(kKernelTable[static_cast<std::size_t>(decode)], problem.bits,
+                                    problem.group_columns);
+  return problem.m <= kDecodePasses * rows ? decode : largest_prefill(problem, device);
 }
 
 }  // namespace
@@ -275,20 +284,24 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
                                                        to_string(result.config()), problem.bits));
   }
   if (result.kernel == -1 || !is_available(result.config(), problem.bits, device)) {
-    throw Error(ErrorCode::unsupported,
-                detail::format("plan: {} needs {}, the device has compute capability {}{}",
-                               result.kernel == -1 ? "every kernel" : to_string(result.config()),
-                               result.kernel != -1 && result.config().isa == Isa::sm90a
-                                   ? "compute capability 90 and a build for 90a"
-                                   : "compute capability 80 or higher",
-                               device.compute_capability,
-                               device.sm90a_code ? "" : ", the build has no code for 90a"));
+    const bool for_hopper = result.kernel != -1 && result.config().isa == Isa::sm90a;
+    const bool not_for_hopper = device.compute_capability >= 80 && !for_hopper;
+    throw Error(
+        ErrorCode::unsupported,
+        detail::format("plan: {} needs {}, the device has compute capability {}{}",
+                       result.kernel == -1 ? "every kernel" : to_string(result.config()),
+                       for_hopper       ? "compute capability 90 and a build for 90a"
+                       : not_for_hopper ? "a compute capability other than 90, or a build without "
+                                          "90a, for fewer than 8 bits"
+                                        : "compute capability 80 or higher",
+                       device.compute_capability,
+                       device.sm90a_code ? "" : ", the build has no code for 90a"));
   }
   const KernelConfig& config = result.config();
   if (!takes_groups(config, problem.group_columns)) {
     throw Error(ErrorCode::unsupported,
                 detail::format("plan: {} takes groups of {} columns and more, the layer has {}",
-                               to_string(config), kLeastHopperGroup, problem.group_columns));
+                               to_string(config), kLeastGroup, problem.group_columns));
   }
   const int tile_rows = config.family == KernelFamily::decode
                             ? decode_tile_rows(config, problem.bits, problem.group_columns)

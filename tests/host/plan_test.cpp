@@ -26,8 +26,8 @@ TEST_CASE("the plan covers every row and channel") {
   for (const std::int64_t m : {1, 7, 8, 9, 16, 17, 32, 33, 64, 100, 257, 4096, 100000}) {
     for (const std::int64_t n : {1, 63, 64, 65, 4096, 57344}) {
       for (int kernel = -1; kernel < kKernelCount; ++kernel) {
-        if (kernel != -1 &&
-            !is_compiled(kKernelTable[static_cast<std::size_t>(kernel)], problem(m, n).bits)) {
+        if (kernel != -1 && !is_available(kKernelTable[static_cast<std::size_t>(kernel)],
+                                          problem(m, n).bits, kHopper)) {
           continue;
         }
         const Plan chosen = plan(problem(m, n), kHopper, {.kernel = kernel});
@@ -49,7 +49,7 @@ TEST_CASE("the plan covers every row and channel") {
   }
 }
 
-TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") {
+TEST_CASE("few rows are decoded, reading the weights once, and many are prefilled") {
   for (const int bits : {1, 2, 4, 8}) {
     const Plan one = plan(of_bits(bits, 1, 8192, 8192), kHopper);
     CHECK(one.config().family == KernelFamily::decode);
@@ -60,7 +60,8 @@ TEST_CASE("few rows are decoded, reading the weights once; many are prefilled") 
     CHECK(eight.config().tile_m == (bits < 8 ? 8 : 16));
     CHECK(eight.grid_m == 1);
   }
-  CHECK(plan(of_bits(1, 2, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
+  CHECK(plan(of_bits(1, 2, 28672, 4096), kHopper).config().family == KernelFamily::decode);
+  CHECK(plan(of_bits(1, 3, 28672, 4096), kHopper).config().family == KernelFamily::prefill);
   CHECK(plan(of_bits(4, 3, 8192, 8192), kHopper).config().family == KernelFamily::prefill);
   CHECK(plan(of_bits(4, 2, 6144, 4096), kHopper).config().family == KernelFamily::decode);
   CHECK(plan(of_bits(4, 2, 57344, 8192), kHopper).config().family == KernelFamily::decode);
@@ -136,7 +137,7 @@ TEST_CASE("in a chain a CTA has its multiprocessor for itself where there are en
   };
   CHECK(alone(problem(1, 4096, 14336), true));
   CHECK_FALSE(alone(problem(1, 4096, 14336), false));
-  CHECK(alone(problem(8, 8192, 8192), true));
+  CHECK(alone(of_bits(8, 64, 8192, 2048), true));
   CHECK(plan(problem(1, 57344, 8192), kHopper, {.programmatic = true}).shared_bytes <=
         pair_shared_bytes(kHopper));  // more CTAs than multiprocessors
 }
@@ -234,11 +235,11 @@ TEST_CASE("one row, and two where that is faster, are fixed-point numbers where 
   CHECK(rows(narrow) == 8);
   CHECK(plan(narrow, kHopper, {.kernel = 0}).grid_m == 2);
   // In small layers of 2 bits two tiles side by side are ahead of other products.
-  const Problem layer = of_bits(2, 3, 4096, 4096);
+  const Problem layer = of_bits(2, 3, 2048, 2048);
   CHECK(rows(layer) == 2);
   CHECK(plan(layer, kHopper).grid_m == 2);
   CHECK(plan(layer, kHopper, {.programmatic = true}).config().tile_m == 8);
-  CHECK(rows(of_bits(2, 3, 6144, 4096)) == 8);
+  CHECK(rows(of_bits(2, 3, 4096, 4096)) == 8);
 
   const DeviceTraits small{
       .compute_capability = 89, .sm_count = 128, .shared_bytes_per_block = 99 << 10};
@@ -330,20 +331,40 @@ TEST_CASE("Hopper's instructions are used on Hopper only, and only if they were 
   }
 }
 
-TEST_CASE("groups that Hopper's kernels do not take are for the others") {
+TEST_CASE("decode kernels of many rows and few bits are not for Hopper") {
+  const DeviceTraits ampere{.compute_capability = 80, .sm_count = 108};
+  for (const int bits : {1, 2, 4, 8}) {
+    for (int kernel = 0; kernel < kKernelCount; ++kernel) {
+      const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+      if (config.family != KernelFamily::decode) continue;
+      const Problem layer = of_bits(bits, 20, 4096, 4096);
+      CHECK(plan(layer, ampere, {.kernel = kernel}).kernel == kernel);
+      CHECK((config.tile_m > 8 && bits < 8) ==
+            refuses([&] { plan(layer, kHopper, {.kernel = kernel}); }, ErrorCode::unsupported,
+                    "a compute capability other than 90", "the device has compute capability 90"));
+    }
+    CHECK(plan(of_bits(bits, 20, 4096, 4096), ampere).config().tile_m == 32);
+  }
+}
+
+TEST_CASE("groups that most kernels do not take are for the others") {
   Problem small = problem(4096);
-  small.group_columns = kLeastHopperGroup / 2;
-  for (const std::int64_t m : {1, 3, 64, 4096}) {
-    small.m = m;
-    const Plan chosen = plan(small, kHopper);
-    CHECK(takes_groups(chosen.config(), small.group_columns));
-    CHECK(chosen.config().isa == Isa::sm80);
+  small.group_columns = kLeastGroup / 2;
+  for (const DeviceTraits& device : {kHopper, DeviceTraits{.compute_capability = 80}}) {
+    for (const std::int64_t m : {1, 3, 9, 32, 64, 4096}) {
+      small.m = m;
+      const Plan chosen = plan(small, device);
+      CHECK(takes_groups(chosen.config(), small.group_columns));
+      CHECK(chosen.config().isa == Isa::sm80);
+      CHECK((chosen.config().family == KernelFamily::decode) == (m <= 32));
+    }
   }
   for (int kernel = 0; kernel < kKernelCount; ++kernel) {
     const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
-    if (config.isa == Isa::sm80 || !is_compiled(config, small.bits)) continue;
-    CHECK(refuses([&] { plan(small, kHopper, {.kernel = kernel}); }, ErrorCode::unsupported,
-                  "groups of 32 columns and more, the layer has 16"));
+    if (!is_available(config, small.bits, kHopper)) continue;
+    CHECK(takes_groups(config, 16) != refuses([&] { plan(small, kHopper, {.kernel = kernel}); },
+                                              ErrorCode::unsupported,
+                                              "groups of 32 columns and more, the layer has 16"));
   }
 }
 

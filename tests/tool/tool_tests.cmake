@@ -8,4 +8,4 @@ target_compile_definitions(mpq_tool_tests PRIVATE MPQ_TOOL="$<TARGET_FILE:mpq_to
 mpq_warnings(mpq_tool_tests ADDRESSES_ONLY)
 mpq_precompile(mpq_tool_tests "${CMAKE_CURRENT_SOURCE_DIR}/support/catch.hpp")
 add_dependencies(mpq_tool_tests mpq_tool)
-catch_discover_tests(mpq_tool_tests TEST_PREFIX "tool: ")
+catch_discover_tests(mpq_tool_tests TEST_PREFIX "tool: " ${mpq_catch_arguments})
