@@ -253,7 +253,9 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
       run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
       return;
     }
-    static_assert(16 * kFew <= kLeastGroup);
+    // (As are_of_a_group asks, of every group that a kernel like this takes.)
+    static_assert(!takes_groups(C, kLeastGroup / 2) && 16 * kFew <= kLeastGroup &&
+                  32 * kFew <= Layout::kBlockK);
     run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
   } else {
     constexpr int kSegment = kSegmentSteps<WBits, C>;
