@@ -247,16 +247,46 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
         return;
       }
     } else if (!general && has_groups.template operator()<Layout::kAlignK>()) {
-      run.template operator()<DigitMultiplier<WBits, T, C, kAll, true>>();
+      run.template operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::ring>>();
       return;
-    } else if (are_of_a_group.template operator()<kAll>()) {
-      run.template operator()<DigitMultiplier<WBits, T, C, kAll, false>>();
+    }
+    if constexpr (WBits == 4 || WBits == 2) {
+      // Halves of a block can have groups of their own.
+      constexpr int kUnitSum = WBits == 4 ? Layout::kAlignK : Layout::kAlignK / 2;
+      // (Packed statistics are of the activations' type.)
+      const bool affine =
+          args.affine_zeros != nullptr && args.scales_are_bf16 == (T == DType::bf16);
+      if (args.statistics != nullptr && !has_groups.template operator()<kUnitSum>()) {
+        run.template operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::packed_ring>>();
+        return;
+      }
+      if (affine) {
+        if (has_groups.template operator()<kUnitSum>()) {
+          run.template operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::affine_ring>>();
+        } else {
+          run.template operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::affine_ring>>();
+        }
+        return;
+      }
+      if (!general) {
+        if (kUnitSum < Layout::kAlignK && has_groups.template operator()<kUnitSum>()) {
+          if constexpr (kUnitSum < Layout::kAlignK) {
+            run.template operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::small_ring>>();
+          }
+        } else {
+          run.template operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::small_ring>>();
+        }
+        return;
+      }
+    }
+    if (WBits != 1 && are_of_a_group.template operator()<kAll>()) {
+      run.template operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::memory>>();
       return;
     }
     // (As are_of_a_group asks, of every group that a kernel like this takes.)
     static_assert(!takes_groups(C, kLeastGroup / 2) && 16 * kFew <= kLeastGroup &&
                   32 * kFew <= Layout::kBlockK);
-    run.template operator()<DigitMultiplier<WBits, T, C, kFew, false>>();
+    run.template operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::memory>>();
   } else {
     constexpr int kSegment = kSegmentSteps<WBits, C>;
     constexpr int kShort = std::min(KernelLayout<WBits>::kStepsPerBlock, 4);

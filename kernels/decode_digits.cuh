@@ -13,6 +13,7 @@
 //            each half of the block. The digits of a row are there twice, each time with the
 //            columns of one half only, and take the columns of the second row
 
+#include <algorithm>
 #include <cstdint>
 
 #include "arguments.hpp"
@@ -139,8 +140,8 @@ class DigitSlice {
 };
 
 /// What a warp accumulates of a column of 64 channels: a lane has channels lane / 4 + 8 i, of two
-/// digits each. kWhole: as in DigitMultiplier.
-template <int WBits, DType T, KernelConfig C, bool kWhole>
+/// digits each. kWay: as in DigitMultiplier.
+template <int WBits, DType T, KernelConfig C, ParameterWay kWay>
 class DigitSums {
  public:
   using Shape = DigitShape<WBits>;
@@ -200,7 +201,7 @@ class DigitSums {
     const auto sum = [&](int i) {
       return sums_[i / 2][i % 2 * 2] + (sums_[i / 2][i % 2 * 2 + 1] << 8);
     };
-    add_scaled<kWhole>(args, parameters.ahead(), x, sum, total_);
+    add_scaled<kWay>(args, parameters.ahead(), x, sum, total_);
     parameters.advance();
   }
 
@@ -232,15 +233,16 @@ class DigitSums {
   float total_[2 * kTiles];
 };
 
-/// Sums end after kEnd products. kWhole_: which are all of a unit and of one group, zeros are
-/// integers, and scales of the activations' type.
-template <int WBits, DType T, KernelConfig C, int kEnd, bool kWhole_>
+/// Sums end after kEnd products: with ParameterWay::ring those of a unit.
+template <int WBits, DType T, KernelConfig C, int kEnd, ParameterWay kWay_>
 class DigitMultiplier {
  public:
   using Shape = DigitShape<WBits>;
-  static constexpr bool kWhole = kWhole_, kHalves = true;
-  using Sums = DigitSums<WBits, T, C, kWhole>;
-  static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnd == Shape::kUnitProducts));
+  static constexpr ParameterWay kWay = kWay_;
+  static constexpr bool kWhole = kWay == ParameterWay::ring, kHalves = true;
+  using Sums = DigitSums<WBits, T, C, kWay>;
+  static constexpr int kEnds = Shape::kUnitProducts / kEnd;  // of a unit
+  static_assert(Shape::kUnitProducts % kEnd == 0 && (!kWhole || kEnds == 1));
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
   static constexpr int kLeastRows = 1, kMostRows = kWhole ? 2 : 1;
   /// The last product of a block takes its words as they are. What they hold beside its own codes
@@ -273,7 +275,12 @@ class DigitMultiplier {
                                            int units, Sums& sums) const {
     constexpr int kProducts = Shape::kBlockProducts;  // 1: two blocks a pair; 2: one
     constexpr int kPairs = Shape::kUnitProducts / 2;
-    constexpr int kUnroll = kWhole ? kPairs : 1;
+    constexpr bool kFromMemory = kWay == ParameterWay::memory;
+    constexpr int kUnroll = kFromMemory ? 1 : kPairs;
+    // Whether a pair begins a sum whose parameters come next.
+    const auto begins_sum = [](int i) {
+      return i == 0 || (!kFromMemory && i % std::max(kEnd / 2, 1) == 0);
+    };
     const std::uint32_t mask = !halves_ ? 0xffffffffu : lane_ < 16 ? 0x00ff00ffu : 0xff00ff00u;
     const unsigned char* pair = digits_.pairs() + first;
 #pragma unroll 1
@@ -292,7 +299,9 @@ class DigitMultiplier {
         pair += 64;
         if constexpr (kProducts == 2) {
           weights.take(words);
-          if (i == 0) parameters.begin();
+          if (begins_sum(i)) parameters.begin();
+        } else if (kProducts > 2 && i > 0) {
+          if (begins_sum(i)) parameters.begin();
         }
         if constexpr (kEnd == 2) sums.clear();
         static_for<2>([&]<int kHalf>() {

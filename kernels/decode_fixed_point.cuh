@@ -55,6 +55,16 @@ struct FixedPoint {
   }
 };
 
+/// How scales and zeros come to the lanes.
+enum class ParameterWay : std::uint8_t {
+  memory,       ///< of any kind and groups: each lane reads its own, a sum ahead (UnitParameters)
+  ring,         ///< integer zeros, scales of the activations' type, groups of 128 columns and more
+                ///< (ParameterRing)
+  small_ring,   ///< the same, groups of 64 and 32 (GroupRing)
+  affine_ring,  ///< affine zeros, scales of the activations' type, any groups
+  packed_ring,  ///< packed statistics, groups of 32 or 64
+};
+
 /// Two neighbours of x, where they lie in shared memory.
 template <DType T>
 __device__ __forceinline__ float2 neighbours_of_x(const unsigned char* x) {
@@ -270,14 +280,169 @@ class ParameterRing {
   Parameters ahead_;
 };
 
+/// The same for smaller groups and other zeros, of a width whose unit is 128. kEnds: sums that end
+/// in a unit, one after the other; where groups are smaller than a block the third and fourth of
+/// four lanes have those of its upper half.
+template <int WBits, DType T, KernelConfig C, ParameterWay kWay, int kEnds>
+class GroupRing {
+ public:
+  using Layout = KernelLayout<WBits>;
+  static constexpr int kUnitK = Layout::kAlignK, kSlots = decode_units_ahead(C, WBits);
+  static_assert(kUnitK == 128 && (kEnds == 1 || kEnds == 2));
+  static constexpr bool kAffine = kWay == ParameterWay::affine_ring;
+  static constexpr bool kPacked = kWay == ParameterWay::packed_ring;
+  /// Of 64 channels: scales, zeros; or codes of statistics, their bases.
+  static constexpr int kScaleBytes = 64 * (kPacked ? 1 : 2);
+  static constexpr int kZeroBytes =
+      kPacked ? 64 / kStatisticChannels * 8
+              : 64 * (kAffine ? 4 : static_cast<int>(sizeof(ZeroCode<WBits>)));
+  static constexpr int kRowBytes = kScaleBytes + kZeroBytes;
+  static_assert(kRowBytes <= decode_group_bytes(WBits, kAffine || kPacked));
+  static constexpr int kRowPieces = kRowBytes / 16, kCopyRows = kPacked ? 4 : 24 / kRowPieces;
+  static constexpr int kLanes = kCopyRows * kRowPieces;  // that copy
+
+  /// Groups of a unit, as many rows of a slot.
+  static __device__ __forceinline__ int rows(const ForwardArguments& args) {
+    return max(kUnitK >> args.group_shift, 1);
+  }
+  /// Of a warp.
+  static __device__ __forceinline__ int bytes(const ForwardArguments& args) {
+    return kSlots * kRowBytes * rows(args);
+  }
+  /// What copies, for WeightStream: a lane 16 bytes at a time.
+  class Copier {
+   public:
+    __device__ __forceinline__ Copier(const ForwardArguments& args, unsigned char* ring,
+                                      const UnitRuns& runs, int lane)
+        : runs_(runs),
+          lane_(lane),
+          unit_(runs.begin()),
+          rows_(rows(args)),
+          group_shift_(args.group_shift) {
+      const int row = lane / kRowPieces, piece = lane % kRowPieces;
+      to_ = ring + position(row, rows_) * kRowBytes + 16 * piece;
+      const bool scale = piece < kScaleBytes / 16;
+      const unsigned column_bytes = scale ? kScaleBytes : kZeroBytes;
+      const void* scales = kPacked ? static_cast<const void*>(args.statistics) : args.scales;
+      const void* zeros = kPacked   ? static_cast<const void*>(args.statistic_bases)
+                          : kAffine ? args.affine_zeros
+                                    : args.zeros;
+      // From group to group.
+      const auto columns = static_cast<unsigned>(args.n_padded) / 64;
+      stride_ = scale || kPacked || kAffine ? columns * column_bytes
+                                            : static_cast<unsigned>(args.zeros_stride) *
+                                                  static_cast<unsigned>(sizeof(ZeroCode<WBits>));
+      from_ = static_cast<const unsigned char*>(scale ? scales : zeros) +
+              static_cast<unsigned>(runs.column()) * column_bytes +
+              (16 * piece - (scale ? 0 : kScaleBytes)) + static_cast<unsigned>(row) * stride_;
+      column_stride_ = runs.stride() * static_cast<int>(column_bytes);
+    }
+    __device__ __forceinline__ void begin() const { __syncwarp(); }  // what was there has been read
+    /// Starts the next unit's.
+    __device__ __forceinline__ void copy() {
+      const unsigned group = static_cast<unsigned>(unit_ * kUnitK) >> group_shift_;
+#pragma unroll
+      for (int row = 0; row < kUnitK / kLeastGroup; row += kCopyRows) {
+        // (Where all rows are copied at once there may be fewer than lanes for them.)
+        if (lane_ < kLanes && row + (kPacked ? lane_ / kRowPieces : 0) < rows_) {
+          ptx::cp_async_16(to_ + slot_ + position(row, rows_) * kRowBytes,
+                           from_ + std::uint64_t{group + row} * stride_);
+        }
+      }
+      slot_ += rows_ * kRowBytes;
+      if (slot_ == kSlots * kRowBytes * rows_) slot_ = 0;
+      const bool turns = ++unit_ == runs_.end();
+      if (turns) from_ += column_stride_;
+      if (turns) unit_ = runs_.begin();
+    }
+
+   private:
+    UnitRuns runs_;
+    int lane_, unit_, rows_, group_shift_, slot_ = 0;
+    int column_stride_;  // bytes from column to column
+    unsigned stride_;
+    unsigned char* to_;
+    const unsigned char* from_;
+  };
+
+  /// What LaneParameters has, of affine zeros.
+  struct AffineParameters {
+    std::uint32_t scales[4], zeros[8];
+    template <int kTile>
+    __device__ __forceinline__ AffinePair affine_pair(const ForwardArguments& /*args*/) const {
+      const float2 scale = to_float2<T>(bits_as<Pair<T>>(scales[kTile]));
+      return {{scale.x, scale.y},
+              {__uint_as_float(zeros[2 * kTile]), __uint_as_float(zeros[2 * kTile + 1])}};
+    }
+  };
+  /// The same of packed statistics.
+  struct PackedParameters {
+    std::uint32_t scales[2], zeros[4];
+    template <int kTile>
+    __device__ __forceinline__ AffinePair affine_pair(const ForwardArguments& /*args*/) const {
+      return affine_pair_of<T, kTile>(scales, zeros);
+    }
+  };
+  using Parameters = std::conditional_t<
+      kAffine, AffineParameters,
+      std::conditional_t<kPacked, PackedParameters, LaneParameters<WBits, T, 4, false>>>;
+
+  __device__ __forceinline__ GroupRing(const ForwardArguments& args, const unsigned char* ring,
+                                       int lane)
+      : scales_(ring + lane / 4 * (kScaleBytes / 8)),
+        zeros_(ring + kScaleBytes + (kPacked ? 0 : lane / 4 * (kZeroBytes / 8))),
+        step_(rows(args) / kEnds * kRowBytes),
+        bytes_(bytes(args)) {
+    const bool upper = args.group_shift < kLog2<Layout::kBlockK> && lane % 4 >= 2;
+    if (upper) scales_ += kRowBytes, zeros_ += kRowBytes;
+  }
+  /// When the block of the sum that they are of has been taken.
+  __device__ __forceinline__ void begin() {
+    __syncwarp();  // what other lanes have copied
+    read_words<kScaleBytes / 32>(ahead_.scales, scales_ + slot_);
+    read_words<kPacked ? 4 : kZeroBytes / 32>(ahead_.zeros, zeros_ + slot_);
+    slot_ = slot_ + step_ == bytes_ ? 0 : slot_ + step_;
+  }
+  __device__ __forceinline__ const Parameters& ahead() const {
+    return ahead_;
+  }
+  __device__ __forceinline__ void advance() const {}
+
+ private:
+  template <int kWords>
+  static __device__ __forceinline__ void read_words(std::uint32_t* words,
+                                                    const unsigned char* from) {
+    if constexpr (kWords == 2) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      words[0] = v.x, words[1] = v.y;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        const uint4 v = *reinterpret_cast<const uint4*>(from + 4 * i);
+        words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+      }
+    }
+  }
+  // Row of a slot where a group of the unit is: those of a sum's halves side by side.
+  static __device__ __forceinline__ int position(int group, int rows) {
+    constexpr bool kInTurn = Layout::kBlockK == kUnitK;  // groups of one half, then the other's
+    return kInTurn && rows == 4 ? group % 2 * 2 + group / 2 : group;
+  }
+  const unsigned char *scales_, *zeros_;
+  int step_, bytes_, slot_ = 0;
+  Parameters ahead_;
+};
+
 /// Adds a group's sums, scaled, to a lane's totals. x: the sum of x; sum(i): of q x of channel
-/// lane / 4 + 8 i; kWhole: zeros are integers. What zeros take off is exact then.
-template <bool kWhole, int kTotals, class Parameters, class Sum>
+/// lane / 4 + 8 i. What integer zeros take off is exact.
+template <ParameterWay kWay, int kTotals, class Parameters, class Sum>
 __device__ __forceinline__ void add_scaled(const ForwardArguments& args,
                                            const Parameters& parameters, int x, const Sum& sum,
                                            float (&total)[kTotals]) {
-  if (!kWhole && args.zeros == nullptr) {
-    if constexpr (!kWhole) {
+  constexpr bool kInteger = kWay == ParameterWay::ring || kWay == ParameterWay::small_ring;
+  constexpr bool kAffine = !kInteger && kWay != ParameterWay::memory;
+  if (kAffine || (!kInteger && args.zeros == nullptr)) {
+    if constexpr (!kInteger) {
       const auto x_float = static_cast<float>(x);
       static_for<kTotals / 2>([&]<int kTile>() {
         const AffinePair pair = parameters.template affine_pair<kTile>(args);
@@ -289,7 +454,7 @@ __device__ __forceinline__ void add_scaled(const ForwardArguments& args,
         }
       });
     }
-  } else {
+  } else if constexpr (!kAffine) {
     const int minus_x = ptx::opaque(-x);
 #pragma unroll
     for (int i = 0; i < kTotals; ++i) {
@@ -327,7 +492,7 @@ struct Streams {
 };
 
 /// The CTA's work. Multiplier: x in the form that it multiplies, in shared memory behind x itself,
-/// and how (DigitMultiplier, PlaneMultiplier, SelectionMultiplier); kWhole: ParameterRing will do;
+/// and how (DigitMultiplier, PlaneMultiplier, SelectionMultiplier); kWay: how its parameters come;
 /// kLeastRows, kMostRows: of x that it writes at a time.
 template <int WBits, DType T, KernelConfig C, class Multiplier>
 __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
@@ -363,12 +528,24 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   const UnitRuns runs(begin, end, first_column + warp_n, args.column_stride, columns);
   constexpr int kUnitBlocks = kUnitK / Layout::kBlockK;
   const auto streams = [&] {
-    if constexpr (Multiplier::kWhole) {
+    constexpr ParameterWay kWay = Multiplier::kWay;
+    if constexpr (kWay == ParameterWay::ring) {
       using Ring = ParameterRing<WBits, T, C, Multiplier::kHalves>;
       using Copier = typename Ring::Copier;
       unsigned char* ring = slice - (C.warps() - warp) * Ring::kBytes;
       return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
           {args, storage.ring[warp], lane, runs, Copier(args, ring, runs, lane)}, {ring, lane}};
+    } else if constexpr (kWay != ParameterWay::memory) {
+      using Ring = GroupRing<WBits, T, C, kWay, Multiplier::kEnds>;
+      using Copier = typename Ring::Copier;
+      // Behind the inboxes.
+      const int slots = 1 << args.slots_shift;
+      unsigned char* ring = slice + decode_rows_bytes(C, WBits, slots, args.x_pitch) +
+                            4 * decode_inbox_floats(C, slots, warps_n, 1 << args.cluster_shift) +
+                            warp * Ring::bytes(args);
+      return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
+          {args, storage.ring[warp], lane, runs, Copier(args, ring, runs, lane)},
+          {args, ring, lane}};
     } else {
       return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks>, UnitParameters<WBits, T>>{
           {args, storage.ring[warp], lane, runs},

@@ -261,7 +261,7 @@ class PlaneSums {
       multiply(
           i, [](int& of, int low, int high) { of = 4 * of + ptx::add(ptx::add(low, high), high); });
     }
-    add_scaled<kWhole>(
+    add_scaled<kWhole ? ParameterWay::ring : ParameterWay::memory>(
         args, parameters, x, [&](int i) { return sum[i]; }, total_);
   }
 
@@ -294,6 +294,7 @@ class PlaneMultiplier {
  public:
   using Shape = PlaneShape;
   static constexpr bool kWhole = kWhole_, kHalves = true;
+  static constexpr ParameterWay kWay = kWhole ? ParameterWay::ring : ParameterWay::memory;
   using Sums = PlaneSums<T, C, kWhole>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = Shape::kFixedBits;
   static constexpr int kLeastRows = 1, kMostRows = 1;

@@ -132,8 +132,9 @@ template <DType T, KernelConfig C, bool kWhole_>
 class SelectionMultiplier {
  public:
   using Shape = SelectionShape;
-  static constexpr bool kWhole = kWhole_, kHalves = false;
-  using Sums = DigitSums<1, T, C, kWhole>;
+  static constexpr bool kHalves = false;
+  static constexpr ParameterWay kWay = kWhole_ ? ParameterWay::ring : ParameterWay::memory;
+  using Sums = DigitSums<1, T, C, kWay>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
   /// A second row that is not there reaches only itself.
   static constexpr int kLeastRows = 2, kMostRows = 2;

@@ -128,6 +128,16 @@ struct AffinePair {
   float scale[2], affine[2];
 };
 
+/// Of tile kTile of four, from packed statistics: a lane's codes, and two bases.
+template <DType T, int kTile>
+__device__ __forceinline__ AffinePair affine_pair_of(const std::uint32_t* codes,
+                                                     const std::uint32_t* bases) {
+  const auto pair = StatisticPair<T>::template of<2 * (kTile % 2)>(
+      codes[kTile / 2], {bases[kTile / 2 * 2], bases[kTile / 2 * 2 + 1]});
+  const float2 scale = to_float2<T>(pair.scale), affine = pair.affine();
+  return {{scale.x, scale.y}, {affine.x, affine.y}};
+}
+
 /// Parameters of a lane's channels in one group, as stored: two neighbours of each tile. kGeneral:
 /// of any kind; else integer zeros, and scales of the activations' type.
 template <int WBits, DType T, int kTiles, bool kGeneral>
@@ -174,10 +184,7 @@ struct LaneParameters {
       return {{scale(args, kTile, 0), scale(args, kTile, 1)},
               {__uint_as_float(zeros[2 * kTile]), __uint_as_float(zeros[2 * kTile + 1])}};
     }
-    const auto pair = StatisticPair<T>::template of<2 * (kTile % 2)>(
-        scales[kTile / 2], {zeros[kTile / 2 * 2], zeros[kTile / 2 * 2 + 1]});
-    const float2 scale = to_float2<T>(pair.scale), affine = pair.affine();
-    return {{scale.x, scale.y}, {affine.x, affine.y}};
+    return affine_pair_of<T, kTile>(scales, zeros);
   }
   /// An integer zero.
   __device__ __forceinline__ int zero(int t, int h) const {

@@ -7,6 +7,7 @@
 
 #include "dequant.cuh"
 #include "fused_weights.cuh"
+#include "general_weights.cuh"
 #include "prefill_sm90_parts.cuh"
 #include "prefill_sm90_warpgroup.cuh"
 #include "ptx/mbarrier.cuh"
@@ -83,12 +84,12 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
 
   // Of one channel, in one group.
   struct PairParameters {
-    std::conditional_t<kGeneral, float, Pair<T>> scale;
-    float affine;
+    Pair<T> scale;
     typename Codes<WBits, T>::Zero zero;
   };
   // Of two channels.
-  using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, PairParameters[2]>;
+  using EachParameters = std::conditional_t<kGeneral, GeneralWeights<WBits, T>, PairParameters>;
+  using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, EachParameters[2]>;
 
   __device__ __forceinline__ void hold_sums() {
 #pragma unroll
@@ -184,20 +185,20 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     }
   }
 
-  __device__ __forceinline__ void load_each(PairParameters (&to)[2],
+  __device__ __forceinline__ void load_each(EachParameters (&to)[2],
                                             const typename Base::StoredParameters& stored) const {
     using Codes = Codes<WBits, T>;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if constexpr (kGeneral) {
-        const auto scale = static_cast<std::uint16_t>(stored.scales >> (16 * h));
-        to[h].scale = Codes::scale(scale_to_float(scale, args_.scales_are_bf16));
-        to[h].affine = h == 0 ? stored.affine.x : stored.affine.y;
+        const float scale = scale_to_float(static_cast<std::uint16_t>(stored.scales >> (16 * h)),
+                                           args_.scales_are_bf16);
+        to[h] = {scale, stored.zeros, h, h == 0 ? stored.affine.x : stored.affine.y};
       } else {
         to[h].scale =
             Codes::scale(bits_as<Pair<T>>(__byte_perm(stored.scales, 0, h == 0 ? 0x1010 : 0x3232)));
+        to[h].zero = Codes::zero_of_stored(&stored.zeros, h);
       }
-      to[h].zero = Codes::zero_of_stored(&stored.zeros, h);
     }
   }
 
@@ -205,18 +206,13 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
     if constexpr (kFused) {
       return parameters_[t].pair(word, step, h);
+    } else if constexpr (kGeneral) {
+      return parameters_[t][h].pair(word, step);
     } else {
       const PairParameters& parameters = parameters_[t][h];
       const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero,
                                                       kHoldsMagic ? magic_ : Half2Of<T>::kMagic);
-      if constexpr (kGeneral) {
-        const float2 wide = to_float2<T>(codes);
-        return bits_as<std::uint32_t>(
-            round_to_pair<T>(__fmaf_rn(parameters.scale, wide.x, parameters.affine),
-                             __fmaf_rn(parameters.scale, wide.y, parameters.affine)));
-      } else {
-        return bits_as<std::uint32_t>(__hmul2(codes, parameters.scale));
-      }
+      return bits_as<std::uint32_t>(__hmul2(codes, parameters.scale));
     }
   }
 
@@ -240,7 +236,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
 
   // PRMT has room for one immediate: of magic and selector the compiler would take the first, and
   // move the other to a register each time. (That m is not negative it does not know.)
-  static constexpr bool kHoldsMagic = WBits == 8 && T == DType::f16 && !kFused;
+  static constexpr bool kHoldsMagic = WBits == 8 && T == DType::f16 && !kFused && !kGeneral;
   std::uint32_t magic_;
   std::uint64_t x_descriptor_;
   std::uint32_t group_mask_;

@@ -93,14 +93,15 @@ struct HopperPrefillShape {
   static constexpr bool kRaised = multiplies_raised_codes(C, WBits);
   static constexpr int kStageK = has_long_stages(C) ? kChunkK : 64;
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
-  /// Steps of a body of the loop of kRaised, where sums are of kSumSteps steps: those of one sum
-  /// where registers are short or code would be long, else what sums lie side by side.
+  /// Steps of a body of the loop of kRaised, where sums are of kSumSteps steps: what sums lie side
+  /// by side or, where registers are short or code would be long, those of one; of 8 rows and the
+  /// smallest groups two, for all of a stage make ptxas lengthen the bodies for others.
   template <int kSumSteps, bool kGeneral>
   static constexpr int kRaisedBodySteps = [] {
-    if (kGeneral) return kSumSteps;
-    if (kSumSteps == 8) return kStageSteps;
+    if (kSumSteps == 8 && !kGeneral) return kStageSteps;
+    if (C.tile_m == 8) return kSumSteps == 2 ? 4 : 8;
     const bool short_of_registers = C.warps() == 16 && (C.tile_m > 16 || kSumSteps < 4);
-    return C.tile_m > 8 && !short_of_registers ? 8 : kSumSteps;
+    return kGeneral || short_of_registers ? kSumSteps : 8;
   }();
   static constexpr int kSwizzledK = 64;  // columns of x that lie side by side: 128 bytes
   static constexpr int kStagesPerChunk = kChunkK / kStageK;

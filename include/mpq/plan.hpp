@@ -90,6 +90,26 @@ constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexc
   const int zero_bytes = bits == 8 ? 2 : 1;
   return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + zero_bytes);
 }
+/// Bytes of the scales and zeros of 64 channels in one group.
+constexpr int decode_group_bytes(int bits, bool affine) noexcept {
+  return 64 * (2 + (affine ? 4 : bits == 8 ? 2 : 1));
+}
+/// Units of scales and zeros that are on their way with a decode kernel's blocks of weights, or of
+/// which a part is still to be used.
+constexpr int decode_units_ahead(const KernelConfig& config, int bits) noexcept {
+  const int unit_blocks = decode_unit_k(config, bits) / layout_block_k(bits);
+  return (config.stages - 1) / unit_blocks + 1;
+}
+/// Bytes of a ring of scales and zeros for groups of fewer than 128 columns, and for affine zeros
+/// (GroupRing), of all warps; 0 where there is none.
+constexpr int decode_group_ring_bytes(const KernelConfig& config, int bits,
+                                      std::int64_t group_columns, bool affine) noexcept {
+  if (!multiplies_fixed_point(config) || (bits != 4 && bits != 2)) return 0;
+  if (!affine && group_columns >= 128) return 0;
+  const auto groups = static_cast<int>(std::max<std::int64_t>(128 / group_columns, 1));
+  return config.warps() * decode_units_ahead(config, bits) * groups *
+         decode_group_bytes(bits, affine);
+}
 /// Bytes of the digits of two rows, with a zero beside each, their sums, and what spreads them over
 /// the banks.
 constexpr int decode_selection_bytes(int columns) noexcept {

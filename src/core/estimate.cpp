@@ -88,14 +88,23 @@ const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& prob
   return problem.bits == 8 ? kRoundingBytes : kRounding;
 }
 
-// By how much groups of fewer than 128 columns lengthen dequantising for few rows: more scales, and
-// with raised codes sums that end sooner.
-double small_groups(const KernelConfig& config, const Problem& problem) {
-  if (shares_x(config) || problem.group_columns >= 128) return 1;
-  const bool raised = multiplies_raised_codes(config, problem.bits);
-  if (problem.group_columns >= 64) return !raised ? 1.11 : config.tile_m > 8 ? 1.28 : 1;
-  const bool sum_by_sum = config.warps_n == 16 && config.tile_m > 16;  // short of registers
-  return !raised ? 1.3 : sum_by_sum ? 2.15 : 1.85;
+// By how much small groups and affine zeros lengthen dequantising for up to 64 rows: more scales,
+// sums that end sooner, and weights that are made in float32.
+constexpr GroupFactors kRoundingGroups{0.976, 1, 1.63, 1.8, 2};
+constexpr GroupFactors kRoundingBitGroups{0.976, 1, 1.25, 1.4, 1.75};
+constexpr GroupFactors kRoundingByteGroups{1.18, 1.18, 2, 2.1, 2.2};
+constexpr GroupFactors kRaisingGroups[3]{// 8, 16 and 32 rows
+                                         {1.05, 1.55, 1.07, 1.36, 2.15},
+                                         {1.3, 2.16, 1.1, 1.76, 2.48},
+                                         {1.82, 2.15, 1.25, 1.92, 3}};
+
+const GroupFactors& groups_of(const KernelConfig& config, const Problem& problem) {
+  if (!multiplies_raised_codes(config, problem.bits)) {
+    return problem.bits == 8   ? kRoundingByteGroups
+           : problem.bits == 1 ? kRoundingBitGroups
+                               : kRoundingGroups;
+  }
+  return kRaisingGroups[config.tile_m > 16 ? 2 : config.tile_m > 8 ? 1 : 0];
 }
 
 // Issue slots that a warp needs for 64 channels x 64 columns in groups of 128 and more, its share
@@ -125,7 +134,8 @@ double large_group_slots(const KernelConfig& config, const Problem& problem) {
 }
 
 double dequantising_slots(const KernelConfig& config, const Problem& problem) {
-  return large_group_slots(config, problem) * small_groups(config, problem);
+  const double groups = problem.m <= 64 ? groups_of(config, problem).of(problem) : 1;
+  return large_group_slots(config, problem) * groups;
 }
 
 }  // namespace
@@ -142,6 +152,20 @@ double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
   const DeviceTraits h200;
   return of_h200 * (device.memory_gb_per_s / device.sm_count) /
          (h200.memory_gb_per_s / h200.sm_count);
+}
+
+double GroupFactors::of(const Problem& problem) const {
+  const bool is_affine = problem.zeros == ZeroKind::affine;
+  if (problem.group_columns >= 128) return is_affine ? affine : 1;
+  if (problem.group_columns >= 64) return is_affine ? affine_of_64 : of_64;
+  return is_affine ? affine_of_32 : of_32;
+}
+
+double bits_read(const Problem& problem) {
+  const double integer_bits = problem.bits == 8 ? 32 : 24;  // of a group and channel
+  const double bits = problem.zeros == ZeroKind::affine ? 48 : integer_bits;
+  return problem.bits +
+         std::max(bits / static_cast<double>(problem.group_columns) - integer_bits / 128, 0.);
 }
 
 std::int64_t cluster_tiles(const KernelConfig& config, const Problem& problem, int multicast) {
@@ -165,7 +189,7 @@ double stages_of(const KernelConfig& config, const ClusterShape& cluster, const 
 // What a stage of so many CTAs for each multiprocessor takes to be read.
 double read_cycles(const KernelConfig& config, const Problem& problem, const DeviceTraits& device,
                    double ctas_per_sm) {
-  const double weights = config.tile_n * kStageK * problem.bits / 8.0;
+  const double weights = config.tile_n * kStageK * bits_read(problem) / 8;
   const bool many_rows = shares_x(config);
   const double of_h200 = many_rows ? 19 : few_row_costs(config, problem).read_bytes_per_cycle;
   const double cached = many_rows ? kSharedBytesPerCycle : kCachedBytesPerCycle;

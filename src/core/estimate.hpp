@@ -32,6 +32,16 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
 /// What estimate_prefill is above for every kernel: cycles of the products.
 double least_cycles(const Problem& problem, const DeviceTraits& device);
 
+/// What other groups and zeros take of what groups of 128 columns and integer zeros do.
+struct GroupFactors {
+  double of_64 = 1, of_32 = 1;                            // columns of integer zeros
+  double affine = 1, affine_of_64 = 1, affine_of_32 = 1;  // affine zeros, of 128 columns and more
+  double of(const Problem& problem) const;
+};
+
+/// Bits of a weight, and of what scales and zeros take more than in groups of 128 and integers.
+double bits_read(const Problem& problem);
+
 /// Bytes a cycle: a multiprocessor's share of what memory gives, where an H200's gets `of_h200`.
 double read_bytes_per_cycle(const DeviceTraits& device, double of_h200);
 

@@ -236,9 +236,25 @@ double busiest_load(const DecodeSplit& split, bool shared, double longer) {
   return most + static_cast<double>(fewest) + (longer == 0 ? part : part > longer ? 1 : 0);
 }
 
-// What smaller groups than 128 columns add to multiplying fixed-point numbers.
-double small_group_factor(std::int64_t group_columns) {
-  return group_columns >= 128 ? 1 : group_columns >= 64 ? 1.5 : 2;
+// What other groups and zeros take of multiplying: planes, selections, digits of 1, 2, 4 and 8
+// bits, and products of 4 bits and fewer and of 8.
+constexpr GroupFactors kPlaneGroups{1.53, 1, 1.21, 1.98, 1};
+constexpr GroupFactors kSelectionGroups{1, 1, 1.63, 1, 1};
+constexpr GroupFactors kDigitGroups[4]{{1, 2.7, 1, 1, 3},
+                                       {0.86, 1.37, 1.09, 1.04, 1.16},
+                                       {0.974, 1.26, 0.974, 1.06, 1.24},
+                                       {1.5, 2, 1, 1.5, 2}};
+constexpr GroupFactors kProductGroups{1.3, 3, 1.2, 1.5, 3.3};
+constexpr GroupFactors kByteProductGroups{0.97, 1.05, 1, 1.03, 1.31};
+
+const GroupFactors& groups_of(const KernelConfig& config, const Problem& problem,
+                              std::int64_t rows) {
+  if (multiplies_planes(config, problem.bits, problem.group_columns, rows)) return kPlaneGroups;
+  if (multiplies_selections(config, problem.bits, rows)) return kSelectionGroups;
+  if (!multiplies_fixed_point(config)) {
+    return problem.bits == 8 ? kByteProductGroups : kProductGroups;
+  }
+  return kDigitGroups[std::countr_zero(static_cast<unsigned>(problem.bits))];
 }
 
 const DecodeCosts (&costs_of(const KernelConfig& config, const Problem& problem,
@@ -272,14 +288,14 @@ double estimate_decode(const Problem& problem, const KernelConfig& config,
   const double more = std::max(busiest_load(split, shared, costs.longer) - mean, 0.);
   const double slice = split.columns * split.warps_k / split.chunks;
   const double work = costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))] *
-                      (fixed_point ? small_group_factor(problem.group_columns) : 1);
+                      groups_of(config, problem, static_cast<std::int64_t>(rows)).of(problem);
   const double tile = split.columns * work * (1 + costs.work_per_row * (rows - 1)) + costs.tile +
                       costs.tile_per_warp * split.warps_n;
   const double multiplied =
       ((mean + costs.uneven * more) * tile + costs.digits * slice * rows * per_sm) *
       (shared ? 1 : costs.alone) * (split.chunks > 1 ? costs.chunks : 1);
-  const double read = (mean + costs.idle * more) / row_tiles * split.columns * 64 * problem.bits /
-                      read_bytes_per_cycle(device, costs.read_bytes_per_cycle);
+  const double read = (mean + costs.idle * more) / row_tiles * split.columns * 64 *
+                      bits_read(problem) / read_bytes_per_cycle(device, costs.read_bytes_per_cycle);
   const double exchange = split.cluster == 1   ? 0
                           : split.cluster == 2 ? costs.pair
                                                : costs.cta * split.cluster;

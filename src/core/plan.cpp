@@ -53,7 +53,9 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
   return decode_storage_bytes(config) +
          decode_slice_bytes(config, problem.bits, rows,
                             decode_x_pitch(config, problem.bits, split)) +
-         std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster);
+         std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster) +
+         decode_group_ring_bytes(config, problem.bits, problem.group_columns,
+                                 problem.zeros == ZeroKind::affine);
 }
 
 // Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Returns
@@ -164,8 +166,8 @@ int largest_prefill(const Problem& problem, const DeviceTraits& device) {
   return prefill;
 }
 
-// What two tiles of rows side by side take of what is estimated.
-constexpr double kTwoRowTiles = 1.08;
+// What two tiles of rows side by side take of what is estimated, alone and in a chain.
+constexpr double kTwoRowTiles[2]{1.08, 1.33};
 
 // Whether a kernel is a decode kernel that can be ahead on Hopper. With fewer than 8 bits and more
 // than a few rows prefill kernels are ahead of 16-bit products; of fixed-point numbers two tiles of
@@ -177,13 +179,17 @@ bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits&
   const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
   if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
   if (problem.m > kDecodeTileRows) {
-    return problem.bits == 8 && kernel == smallest_decode(problem, device, options);
+    // (Their estimate knows no other groups and zeros.)
+    return problem.bits == 8 && problem.group_columns >= 128 &&
+           problem.zeros == ZeroKind::integer &&
+           kernel == smallest_decode(problem, device, options);
   }
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
   if (multiplies_fixed_point(config)) {
-    const bool two_tiles = problem.bits == 2 && problem.group_columns == 128 && !problem.gathers &&
-                           problem.n_padded * problem.k_padded <= kSmallLayer &&
-                           !in_chain(device, options);
+    const bool two_tiles =
+        (rows == 1 && problem.bits > 1) ||
+        (problem.bits == 2 && problem.group_columns == 128 && !problem.gathers &&
+         problem.n_padded * problem.k_padded <= kSmallLayer && !in_chain(device, options));
     return problem.m <= (two_tiles ? 2 : 1) * rows &&
            wants_fixed_point(problem, device, options, config);
   }
@@ -193,9 +199,6 @@ bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits&
 
 // On Hopper: what the estimates say.
 int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  // Not all estimates know what small groups cost.
-  Problem large_groups = problem;
-  large_groups.group_columns = std::max<std::int64_t>(problem.group_columns, 128);
   int decode = -1;
   double decode_cycles = std::numeric_limits<double>::infinity();
   for (int i = 0; i < kKernelCount; ++i) {
@@ -204,13 +207,16 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
     plan.kernel = i;
     const int rows = decode_tile_rows(plan.config(), problem.bits, problem.group_columns);
     plan.grid_m = static_cast<unsigned>(ceil_div(problem.m, rows));
-    double cycles = split_k(large_groups, device, options, plan);
-    if (plan.grid_m > 1) cycles *= kTwoRowTiles;
+    double cycles = split_k(problem, device, options, plan);
+    if (plan.grid_m > 1) cycles *= kTwoRowTiles[in_chain(device, options) ? 1 : 0];
     // (The first also where the options leave it no way: plan() says so, or finds another.)
     if (decode == -1 || cycles < decode_cycles) decode = i, decode_cycles = cycles;
   }
   if (decode == -1) return choose_prefill(problem, device, options).kernel;
-  if (problem.m <= (problem.bits == 8 ? kDecodeRowsOnHopper : kDecodeRowsOfFewBits)) return decode;
+  if ((problem.group_columns >= 128 || problem.bits == 1 || problem.bits == 8) &&
+      problem.m <= (problem.bits == 8 ? kDecodeRowsOnHopper : kDecodeRowsOfFewBits)) {
+    return decode;
+  }
   // With more rows decode kernels' estimates know no other memory than an H200's.
   DeviceTraits known = device;
   double factor = 1;
@@ -219,7 +225,7 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
   } else {
     known.memory_gb_per_s = DeviceTraits{}.memory_gb_per_s;
   }
-  if (decode_cycles <= factor * choose_prefill(large_groups, known, options).cycles) return decode;
+  if (decode_cycles <= factor * choose_prefill(problem, known, options).cycles) return decode;
   return choose_prefill(problem, device, options).kernel;
 }
 
@@ -238,12 +244,12 @@ int choose(const Problem& problem, const DeviceTraits& device, const ForwardOpti
 
 bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device) {
   // Measured on an H200, dq_group_size 32 (bench/NOTES.md): fewer bytes are worth more than the
-  // decoding where groups are small, weights wide and rows few, and nowhere else.
+  // decoding where groups are small, weights wide and rows few.
   constexpr std::int64_t kLeastWeights = std::int64_t{1} << 25;
-  if (!runs_sm90a_code(device) || problem.group_columns > 32) return false;
-  return problem.bits == 8 ? problem.m <= 8
-                           : problem.bits == 4 && problem.m == 1 &&
-                                 problem.n_padded * problem.k_padded >= kLeastWeights;
+  if (!runs_sm90a_code(device)) return false;
+  if (problem.bits == 8) return problem.group_columns <= 32 && problem.m <= 8;
+  const bool large = problem.n_padded * problem.k_padded >= kLeastWeights;
+  return problem.bits == 4 && problem.m == 1 && problem.group_columns <= (large ? 64 : 32);
 }
 
 Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {

@@ -218,6 +218,34 @@ TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
   }
 }
 
+TEST_CASE("one and two rows are right whatever their groups and zeros", "[small]") {
+  const auto bits = GENERATE(1, 2, 4, 8);
+  const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
+  const auto group_size = GENERATE(32, 64, 128);
+  constexpr std::int64_t kK = 1500, kN = 330;  // several units a warp, several columns
+  const auto weights = random_weights(
+      {.bits = bits, .k = kK, .n = kN, .group_size = group_size, .zero_kind = zeros, .seed = 31});
+  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  linear.prepare_params();
+  const auto x = random_activations(2, kK, DType::f16, 32);
+  const Reference all = reference_forward(weights, view(x, DType::f16, 2, kK));
+  for (const std::int64_t m : {1, 2}) {
+    for (const int warps_n : {1, 8}) {
+      for (const int cluster : {1, 4}) {
+        if (!splits_k(0) && cluster > 1) continue;
+        const auto y = run_linear(
+            linear, x, {.m = m, .options = {.kernel = 0, .cluster = cluster, .warps_n = warps_n}});
+        Reference reference = all;
+        reference.rows = m;
+        const auto mismatch = find_mismatch(reference, view(y, DType::f16, m, kN), false);
+        INFO(fmt::format("w{} group {} m {} warps_n {} cluster {}", bits, group_size, m, warps_n,
+                         cluster));
+        if (mismatch) FAIL_CHECK(*mismatch);
+      }
+    }
+  }
+}
+
 TEST_CASE("forward is right where x does not fit shared memory") {
   const auto bits = GENERATE(1, 4, 8);
   const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);

@@ -78,17 +78,40 @@ TEST_CASE("few rows are decoded, reading the weights once, and many are prefille
   CHECK(ampere.config().tile_m == 128);
 }
 
+TEST_CASE("small groups and affine zeros are known to cost more") {
+  const auto of = [](int bits, std::int64_t m, std::int64_t group, ZeroKind zeros,
+                     std::int64_t n = 8192, std::int64_t k = 8192) {
+    Problem other = of_bits(bits, m, n, k);
+    other.group_columns = group;
+    other.zeros = zeros;
+    return plan(other, kHopper);
+  };
+  // Two rows of two groups in a block are two passes in small layers, else tiles of eight rows; not
+  // 16-bit products.
+  CHECK(of(4, 2, 32, ZeroKind::integer, 4096, 4096).grid_m == 2);
+  CHECK(of(4, 2, 32, ZeroKind::integer).config().isa == Isa::sm90a);
+  CHECK(of(4, 2, 64, ZeroKind::integer).config().tile_m == 2);
+  // Raised codes end their sums with a group.
+  CHECK(multiplies_raised_codes(of(4, 16, 64, ZeroKind::integer).config(), 4));
+  CHECK_FALSE(multiplies_raised_codes(of(4, 16, 32, ZeroKind::integer).config(), 4));
+  CHECK(multiplies_raised_codes(of(4, 16, 128, ZeroKind::affine).config(), 4));
+  // Decode kernels of 16 rows and more are not considered.
+  CHECK(of(8, 16, 32, ZeroKind::affine, 4096, 4096).config().family == KernelFamily::prefill);
+}
+
 TEST_CASE("statistics stay packed where that was measured to be faster") {
   const auto packed = [](int bits, std::int64_t m, std::int64_t group, std::int64_t n) {
     Problem statistics = of_bits(bits, m, n);
     statistics.group_columns = group;
     return keeps_statistics_packed(statistics, kHopper);
   };
-  CHECK(packed(4, 1, 32, 8192));
+  CHECK(packed(4, 1, 32, 1024));
+  CHECK(packed(4, 1, 64, 8192));
   CHECK(packed(8, 8, 32, 1024));
-  CHECK_FALSE(packed(4, 1, 32, 1024));
+  CHECK_FALSE(packed(4, 1, 64, 1024));
+  CHECK_FALSE(packed(4, 1, 128, 8192));
   CHECK_FALSE(packed(4, 2, 32, 8192));
-  CHECK_FALSE(packed(4, 1, 64, 8192));
+  CHECK_FALSE(packed(8, 1, 64, 8192));
   CHECK_FALSE(packed(8, 9, 32, 8192));
   CHECK_FALSE(packed(2, 1, 32, 8192));
 }
