@@ -26,6 +26,7 @@ BEGIN, END = "<!-- bench table -->\n", "<!-- end of bench table -->\n"
 TABLE_SHAPES = [(4096, 4096), (8192, 8192), (28672, 4096), (8192, 28672)]
 WIDTHS = [8, 4, 2, 1]
 LEAST_OF_MANY = 128  # rows
+ZERO_NAMES = {"int": "integer", "affine": "affine"}  # of the table of other groups
 PEER_NAMES = {
     "marlin_vllm": "Marlin",
     "machete": "Machete",
@@ -38,7 +39,7 @@ PEER_NAMES = {
 
 
 class Results:
-    """Rows of several files by (bits, dtype, zeros, mode, N, K, M); groups of 128, integer zeros or none."""
+    """Rows of several files by (bits, dtype, zeros, group, mode, N, K, M)."""
 
     @property
     def where(self):
@@ -53,27 +54,33 @@ class Results:
                 sys.exit(f"{file}: {data['device']} is not where the files before were measured")
             self.device = data["device"]
             for row in data["rows"]:
-                if row["group"] == 128 and row["zeros"] in ("int", "none"):
-                    key = (row["bits"], row["dtype"], row["zeros"], row["mode"])
-                    self.rows[*key, row["N"], row["K"], row["M"]] = row
+                key = (row["bits"], row["dtype"], row["zeros"], row["group"], row["mode"])
+                self.rows[*key, row["N"], row["K"], row["M"]] = row
 
-    def get(self, bits, shape, m, dtype="f16", mode="isolated", zeros="int"):
-        return self.rows.get((bits, dtype, zeros, mode, *shape, m))
+    def get(self, bits, shape, m, dtype="f16", mode="isolated", zeros="int", group=128):
+        return self.rows.get((bits, dtype, zeros, group, mode, *shape, m))
 
-    def batches(self, mode="isolated", zeros="int"):
-        return sorted({key[6] for key in self.rows if key[2:4] == (zeros, mode)})
+    def batches(self, mode="isolated", zeros="int", group=128):
+        return sorted({key[7] for key in self.rows if key[2:5] == (zeros, group, mode)})
 
     def shapes(self):
-        return sorted({key[4:6] for key in self.rows})
+        return sorted({key[5:7] for key in self.rows})
 
-    def of_shapes(self, field, bits, m, mode="isolated", zeros="int"):
+    def other_groups(self):
+        """(zeros, group) beside those of the main tables, the largest groups first."""
+        kinds = {key[2:4] for key in self.rows if key[2] in ZERO_NAMES and key[4] == "isolated"}
+        return sorted(kinds - {("int", 128)}, key=lambda kind: (kind[0] != "int", -kind[1]))
+
+    def of_shapes(self, field, bits, m, mode="isolated", zeros="int", group=128):
         """A figure of every shape that was measured."""
-        rows = [self.get(bits, shape, m, mode=mode, zeros=zeros) for shape in self.shapes()]
+        rows = [
+            self.get(bits, shape, m, mode=mode, zeros=zeros, group=group) for shape in self.shapes()
+        ]
         return [row[field] for row in rows if row]
 
-    def mean_share(self, bits, m, mode="isolated", zeros="int"):
+    def mean_share(self, bits, m, mode="isolated", zeros="int", group=128):
         """Geometric mean over the shapes that were measured, and how many these are."""
-        return geometric_mean(self.of_shapes("share", bits, m, mode, zeros))
+        return geometric_mean(self.of_shapes("share", bits, m, mode, zeros, group))
 
 
 def geometric_mean(values):
@@ -151,6 +158,21 @@ def tables(results, note):
                 ]
                 for bits in WIDTHS
                 if results.of_shapes("share", bits, symmetric[0], zeros="none")
+            ],
+        )
+    others = results.other_groups()
+    if others:
+        batches = results.batches(zeros=others[0][0], group=others[0][1])
+        text += "\nOther groups, and affine zeros (`w = s q + b`): share of the limit, which counts their bytes,"
+        text += " geometric mean over the shapes:\n\n"
+        text += table(
+            ["bits", "zeros", "groups of"] + [f"batch {m}" for m in batches],
+            [
+                [str(bits), ZERO_NAMES[zeros], str(group)]
+                + [f"{results.mean_share(bits, m, zeros=zeros, group=group)[0]:.2f}" for m in batches]
+                for bits in WIDTHS
+                for zeros, group in [("int", 128), *others]
+                if results.of_shapes("share", bits, batches[0], zeros=zeros, group=group)
             ],
         )
     chained = results.batches("chained")
@@ -234,8 +256,8 @@ def main():
     parser.add_argument("--note", help="what a reader of the tables must know besides")
     arguments = parser.parse_args()
     results = Results(arguments.results)
-    if not results.rows:
-        sys.exit("no rows with groups of 128 and integer zeros or none")
+    if not results.batches():
+        sys.exit("no rows with groups of 128 and integer zeros")
 
     readme = README.read_text()
     if BEGIN not in readme or END not in readme:
