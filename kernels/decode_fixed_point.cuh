@@ -12,8 +12,8 @@
 #include "decode_storage.cuh"
 #include "decode_streams.cuh"
 #include "dequant.cuh"
+#include "mpq/kernel_shape.hpp"
 #include "mpq/layout.hpp"
-#include "mpq/plan.hpp"
 #include "ptx/memory.cuh"
 #include "static_for.cuh"
 

@@ -16,8 +16,8 @@
 #include "decode_fixed_point.cuh"
 #include "decode_storage.cuh"
 #include "dequant.cuh"
+#include "mpq/kernel_shape.hpp"
 #include "mpq/layout.hpp"
-#include "mpq/plan.hpp"
 #include "ptx/lop3.cuh"
 #include "ptx/memory.cuh"
 

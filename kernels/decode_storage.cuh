@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "mpq/plan.hpp"
+#include "mpq/kernel_shape.hpp"
 
 namespace mpq::kernels {
 

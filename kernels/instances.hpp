@@ -9,7 +9,7 @@
 #include <cstddef>
 
 #include "arguments.hpp"
-#include "mpq/plan.hpp"
+#include "mpq/kernel_shape.hpp"
 
 namespace mpq::kernels {
 

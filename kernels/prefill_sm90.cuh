@@ -29,7 +29,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "mpq/plan.hpp"
+#include "mpq/kernel_shape.hpp"
 #include "prefill_sm90_consumer.cuh"
 #include "prefill_sm90_parts.cuh"
 #include "prefill_sm90_producer.cuh"

@@ -10,8 +10,8 @@
 
 #include "arguments.hpp"
 #include "dequant.cuh"
+#include "mpq/kernel_shape.hpp"
 #include "mpq/layout.hpp"
-#include "mpq/plan.hpp"
 #include "ptx/cluster.cuh"
 #include "ptx/mbarrier.cuh"
 

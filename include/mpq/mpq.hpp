@@ -15,6 +15,7 @@
 #include "mpq/quantize.hpp"
 #include "mpq/checkpoint_writer.hpp"
 #include "mpq/layout.hpp"
+#include "mpq/column_order.hpp"
 #include "mpq/plan.hpp"
 #include "mpq/workspace.hpp"
 #include "mpq/linear.hpp"

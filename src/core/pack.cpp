@@ -7,6 +7,7 @@
 #include "core/format.hpp"
 #include "core/statistics.hpp"
 #include "cpu/thread_pool.hpp"
+#include "mpq/column_order.hpp"
 #include "mpq/error.hpp"
 #include "mpq/layout.hpp"
 

@@ -10,6 +10,7 @@
 #include "core/backend.hpp"
 #include "cuda/device_arrays.hpp"
 #include "instances.hpp"
+#include "mpq/column_order.hpp"
 #include "mpq/layout.hpp"
 #include "prepare.hpp"
 

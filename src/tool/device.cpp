@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "mpq/column_order.hpp"
 #include "mpq/error.hpp"
 #include "mpq/layout.hpp"
 #include "mpq/plan.hpp"

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "mpq/column_order.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
 

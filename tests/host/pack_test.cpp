@@ -2,6 +2,7 @@
 
 #include "mpq/pack.hpp"
 
+#include "mpq/column_order.hpp"
 #include "mpq/layout.hpp"
 #include "support/catch.hpp"
 #include "support/expect_error.hpp"

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "mpq/column_order.hpp"
+
 namespace mpq::test {
 namespace {
 

@@ -1,9 +1,11 @@
-#include "mpq/layout.hpp"
+#include "mpq/column_order.hpp"
 
 #include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <numeric>
+
+#include "mpq/layout.hpp"
 
 namespace mpq {
 namespace {
