@@ -13,7 +13,7 @@ template <int kPower>
 constexpr int kLog2 = std::countr_zero(static_cast<unsigned>(kPower));
 
 /// Shared memory of a CTA. Parameters on their way follow (ParameterRing), its slice of x
-/// (ActivationSlice), and the inboxes (TileReduction).
+/// (ActivationSlice), the inboxes (TileReduction), and parameters of other groups (GroupRing).
 template <KernelConfig C>
 struct DecodeStorage {
   static constexpr int kWarpN = C.tile_n, kTiles = C.tile_n / 16;

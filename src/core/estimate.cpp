@@ -98,13 +98,26 @@ constexpr GroupFactors kRaisingGroups[3]{// 8, 16 and 32 rows
                                          {1.3, 2.16, 1.1, 1.76, 2.48},
                                          {1.82, 2.15, 1.25, 1.92, 3}};
 
-const GroupFactors& groups_of(const KernelConfig& config, const Problem& problem) {
-  if (!multiplies_raised_codes(config, problem.bits)) {
-    return problem.bits == 8   ? kRoundingByteGroups
-           : problem.bits == 1 ? kRoundingBitGroups
-                               : kRoundingGroups;
+// Of more than 64 rows: fitted with less knowledge, to groups of 128 and integer zeros.
+double small_groups(const KernelConfig& config, const Problem& problem) {
+  if (shares_x(config) || problem.group_columns >= 128) return 1;
+  const bool raised = multiplies_raised_codes(config, problem.bits);
+  if (problem.group_columns >= 64) return !raised ? 1.11 : config.tile_m > 8 ? 1.28 : 1;
+  const bool sum_by_sum = config.warps_n == 16 && config.tile_m > 16;  // short of registers
+  return !raised ? 1.3 : sum_by_sum ? 2.15 : 1.85;
+}
+
+constexpr std::int64_t kFewRows = 64;
+
+double groups_factor(const KernelConfig& config, const Problem& problem) {
+  if (problem.m > kFewRows) return small_groups(config, problem);
+  if (multiplies_raised_codes(config, problem.bits)) {
+    return kRaisingGroups[config.tile_m > 16 ? 2 : config.tile_m > 8 ? 1 : 0].of(problem);
   }
-  return kRaisingGroups[config.tile_m > 16 ? 2 : config.tile_m > 8 ? 1 : 0];
+  return (problem.bits == 8   ? kRoundingByteGroups
+          : problem.bits == 1 ? kRoundingBitGroups
+                              : kRoundingGroups)
+      .of(problem);
 }
 
 // Issue slots that a warp needs for 64 channels x 64 columns in groups of 128 and more, its share
@@ -134,8 +147,7 @@ double large_group_slots(const KernelConfig& config, const Problem& problem) {
 }
 
 double dequantising_slots(const KernelConfig& config, const Problem& problem) {
-  const double groups = problem.m <= 64 ? groups_of(config, problem).of(problem) : 1;
-  return large_group_slots(config, problem) * groups;
+  return large_group_slots(config, problem) * groups_factor(config, problem);
 }
 
 }  // namespace
@@ -189,7 +201,8 @@ double stages_of(const KernelConfig& config, const ClusterShape& cluster, const 
 // What a stage of so many CTAs for each multiprocessor takes to be read.
 double read_cycles(const KernelConfig& config, const Problem& problem, const DeviceTraits& device,
                    double ctas_per_sm) {
-  const double weights = config.tile_n * kStageK * bits_read(problem) / 8;
+  const double bits = problem.m <= kFewRows ? bits_read(problem) : problem.bits;
+  const double weights = config.tile_n * kStageK * bits / 8;
   const bool many_rows = shares_x(config);
   const double of_h200 = many_rows ? 19 : few_row_costs(config, problem).read_bytes_per_cycle;
   const double cached = many_rows ? kSharedBytesPerCycle : kCachedBytesPerCycle;
@@ -258,9 +271,9 @@ double estimate_prefill(const KernelConfig& config, const ClusterShape& cluster,
   const double dequantise = config.tile_n / 64 * dequantising_slots(config, problem) *
                             (config.warps_k > 1 ? costs.in_phases : 1);
   const bool three = few_rows && config.warps_n == 12 && !has_several_strips(config);
-  const double exposed = few_rows               ? costs.exposed * (three ? costs.three_exposed : 1)
-                         : config.tile_m <= 128 ? 0.414
-                                                : 0;
+  const double exposed = few_rows ? costs.exposed * (three ? costs.three_exposed : 1)
+                         : config.tile_m <= 128 || groups_factor(config, problem) > 1 ? 0.414
+                                                                                      : 0;
   const double busy =
       std::min(tiles * cluster.ctas(), static_cast<double>(device.sm_count)) / device.sm_count;
   const double read = read_cycles(config, problem, device, busy);

@@ -237,7 +237,7 @@ double busiest_load(const DecodeSplit& split, bool shared, double longer) {
 }
 
 // What other groups and zeros take of multiplying: planes, selections, digits of 1, 2, 4 and 8
-// bits, and products of 4 bits and fewer and of 8.
+// bits, products of 4 bits and fewer and of 8 and, of these, 16 and 32 rows.
 constexpr GroupFactors kPlaneGroups{1.53, 1, 1.21, 1.98, 1};
 constexpr GroupFactors kSelectionGroups{1, 1, 1.63, 1, 1};
 constexpr GroupFactors kDigitGroups[4]{{1, 2.7, 1, 1, 3},
@@ -245,7 +245,8 @@ constexpr GroupFactors kDigitGroups[4]{{1, 2.7, 1, 1, 3},
                                        {0.974, 1.26, 0.974, 1.06, 1.24},
                                        {1.5, 2, 1, 1.5, 2}};
 constexpr GroupFactors kProductGroups{1.3, 3, 1.2, 1.5, 3.3};
-constexpr GroupFactors kByteProductGroups{0.97, 1.05, 1, 1.03, 1.31};
+constexpr GroupFactors kByteProductGroups{0.97, 1.05, 1, 1.03, 1.4};
+constexpr GroupFactors kManyRowGroups{1.1, 2, 1.1, 1.3, 2.5};
 
 const GroupFactors& groups_of(const KernelConfig& config, const Problem& problem,
                               std::int64_t rows) {
@@ -318,7 +319,8 @@ double estimate_many_rows(const Problem& problem, const KernelConfig& config,
   const std::int64_t per_sm =
       ceil_div(split.clusters * split.cluster * split.row_tiles, device.sm_count);
   const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
-                            kWeightCyclesPerRow * (per_sm > 1 ? kSecondCta : 1);
+                            kWeightCyclesPerRow * (per_sm > 1 ? kSecondCta : 1) *
+                            kManyRowGroups.of(problem);
   const double staged = split.columns * split.warps_k * 2 * slots * static_cast<double>(per_sm) /
                         kStagedBytesPerCycle;
   return kStart +

@@ -179,10 +179,7 @@ bool is_decode_candidate(int kernel, const Problem& problem, const DeviceTraits&
   const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
   if (config.family != KernelFamily::decode || problem.m > kDecodeRowsAtMost) return false;
   if (problem.m > kDecodeTileRows) {
-    // (Their estimate knows no other groups and zeros.)
-    return problem.bits == 8 && problem.group_columns >= 128 &&
-           problem.zeros == ZeroKind::integer &&
-           kernel == smallest_decode(problem, device, options);
+    return problem.bits == 8 && kernel == smallest_decode(problem, device, options);
   }
   const int rows = decode_tile_rows(config, problem.bits, problem.group_columns);
   if (multiplies_fixed_point(config)) {
