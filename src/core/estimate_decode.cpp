@@ -113,6 +113,13 @@ constexpr DecodeCosts kDigitsOfFewBits[2]{{.start = 3788,
                                            .alone = 1.352,
                                            .x = 0.274,
                                            .digits = 0.079}};
+// Of 1 bit, whose small groups have no ring of scales and zeros: a CTA that is alone waits for
+// them.
+constexpr DecodeCosts waiting(DecodeCosts costs) {
+  costs.alone = 1.45;
+  return costs;
+}
+constexpr DecodeCosts kDigitsOfOneBit[2]{waiting(kDigitsOfFewBits[0]), kDigitsOfFewBits[1]};
 constexpr DecodeCosts kDigits[2]{{.start = 3878,
                                   .start_per_row = 0.065,
                                   .work = {0, 0, 7.97, 0},
@@ -240,7 +247,7 @@ double busiest_load(const DecodeSplit& split, bool shared, double longer) {
 // bits, products of 4 bits and fewer and of 8 and, of these, 16 and 32 rows.
 constexpr GroupFactors kPlaneGroups{1.53, 1, 1.21, 1.98, 1};
 constexpr GroupFactors kSelectionGroups{1, 1, 1.63, 1, 1};
-constexpr GroupFactors kDigitGroups[4]{{1, 2.7, 1, 1, 3},
+constexpr GroupFactors kDigitGroups[4]{{1, 2.2, 1, 1, 2.4},
                                        {0.86, 1.37, 1.09, 1.04, 1.16},
                                        {0.974, 1.26, 0.974, 1.06, 1.24},
                                        {1.5, 2, 1, 1.5, 2}};
@@ -264,7 +271,8 @@ const DecodeCosts (&costs_of(const KernelConfig& config, const Problem& problem,
   if (multiplies_selections(config, problem.bits, rows)) return kSelections;
   const bool bytes = problem.bits == 8;
   if (!multiplies_fixed_point(config)) return bytes ? kByteProducts : kProducts;
-  return problem.bits <= 2 ? kDigitsOfFewBits : bytes ? kByteDigits : kDigits;
+  if (problem.bits == 1) return kDigitsOfOneBit;
+  return problem.bits == 2 ? kDigitsOfFewBits : bytes ? kByteDigits : kDigits;
 }
 
 }  // namespace
