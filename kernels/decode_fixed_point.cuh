@@ -192,6 +192,21 @@ class UnitParameters {
   Parameters ahead_;
 };
 
+/// Words of shared memory: 2, or 4 at a time.
+template <int kWords>
+__device__ __forceinline__ void read_words(std::uint32_t* words, const unsigned char* from) {
+  if constexpr (kWords == 2) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    words[0] = v.x, words[1] = v.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from + 4 * i);
+      words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
+    }
+  }
+}
+
 /// The same by way of a ring in shared memory, asked for with their weights: what waits behind
 /// these does not come sooner. For integer zeros and scales of the activations' type, and groups of
 /// 128 columns and more. kHalves: of the two of a unit of 256 the third and fourth of four lanes
@@ -253,17 +268,8 @@ class ParameterRing {
   /// When the first block of the unit that they are of has been taken.
   __device__ __forceinline__ void begin() {
     __syncwarp();  // what other lanes have copied
-    const uint4 scales = *reinterpret_cast<const uint4*>(scales_ + slot_);
-    ahead_.scales[0] = scales.x, ahead_.scales[1] = scales.y;
-    ahead_.scales[2] = scales.z, ahead_.scales[3] = scales.w;
-    if constexpr (kZeroSize == 1) {
-      const uint2 zeros = *reinterpret_cast<const uint2*>(zeros_ + slot_);
-      ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
-    } else {
-      const uint4 zeros = *reinterpret_cast<const uint4*>(zeros_ + slot_);
-      ahead_.zeros[0] = zeros.x, ahead_.zeros[1] = zeros.y;
-      ahead_.zeros[2] = zeros.z, ahead_.zeros[3] = zeros.w;
-    }
+    read_words<4>(ahead_.scales, scales_ + slot_);
+    read_words<2 * kZeroSize>(ahead_.zeros, zeros_ + slot_);
     constexpr int kStep = kHalves ? kSlotBytes : kSumBytes;
     slot_ = slot_ == kBytes - kStep ? 0 : slot_ + kStep;
   }
@@ -409,20 +415,6 @@ class GroupRing {
   __device__ __forceinline__ void advance() const {}
 
  private:
-  template <int kWords>
-  static __device__ __forceinline__ void read_words(std::uint32_t* words,
-                                                    const unsigned char* from) {
-    if constexpr (kWords == 2) {
-      const uint2 v = *reinterpret_cast<const uint2*>(from);
-      words[0] = v.x, words[1] = v.y;
-    } else {
-#pragma unroll
-      for (int i = 0; i < kWords; i += 4) {
-        const uint4 v = *reinterpret_cast<const uint4*>(from + 4 * i);
-        words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
-      }
-    }
-  }
   // Row of a slot where a group of the unit is: those of a sum's halves side by side.
   static __device__ __forceinline__ int position(int group, int rows) {
     constexpr bool kInTurn = Layout::kBlockK == kUnitK;  // groups of one half, then the other's

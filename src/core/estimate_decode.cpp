@@ -243,36 +243,26 @@ double busiest_load(const DecodeSplit& split, bool shared, double longer) {
   return most + static_cast<double>(fewest) + (longer == 0 ? part : part > longer ? 1 : 0);
 }
 
-// What other groups and zeros take of multiplying: planes, selections, digits of 1, 2, 4 and 8
-// bits, products of 4 bits and fewer and of 8 and, of these, 16 and 32 rows.
-constexpr GroupFactors kPlaneGroups{1.53, 1, 1.21, 1.98, 1};
-constexpr GroupFactors kSelectionGroups{1, 1, 1.63, 1, 1};
-constexpr GroupFactors kDigitGroups[4]{{1, 2.2, 1, 1, 2.4},
-                                       {0.86, 1.37, 1.09, 1.04, 1.16},
-                                       {0.974, 1.26, 0.974, 1.06, 1.24},
-                                       {1.5, 2, 1, 1.5, 2}};
-constexpr GroupFactors kProductGroups{1.3, 3, 1.2, 1.5, 3.3};
-constexpr GroupFactors kByteProductGroups{0.97, 1.05, 1, 1.03, 1.4};
-constexpr GroupFactors kManyRowGroups{1.1, 2, 1.1, 1.3, 2.5};
-
-const GroupFactors& groups_of(const KernelConfig& config, const Problem& problem,
-                              std::int64_t rows) {
-  if (multiplies_planes(config, problem.bits, problem.group_columns, rows)) return kPlaneGroups;
-  if (multiplies_selections(config, problem.bits, rows)) return kSelectionGroups;
-  if (!multiplies_fixed_point(config)) {
-    return problem.bits == 8 ? kByteProductGroups : kProductGroups;
+// What a way to multiply costs, alone and in a chain, and other groups and zeros than those of 128
+// columns and integers.
+struct WayCosts {
+  const DecodeCosts* of;
+  GroupFactors groups;
+};
+WayCosts costs_of(const KernelConfig& config, const Problem& problem, std::int64_t rows) {
+  if (multiplies_planes(config, problem.bits, problem.group_columns, rows)) {
+    return {kPlanes, {1.53, 1, 1.21, 1.98, 1}};
   }
-  return kDigitGroups[std::countr_zero(static_cast<unsigned>(problem.bits))];
-}
-
-const DecodeCosts (&costs_of(const KernelConfig& config, const Problem& problem,
-                             std::int64_t rows))[2] {
-  if (multiplies_planes(config, problem.bits, problem.group_columns, rows)) return kPlanes;
-  if (multiplies_selections(config, problem.bits, rows)) return kSelections;
+  if (multiplies_selections(config, problem.bits, rows)) return {kSelections, {1, 1, 1.63, 1, 1}};
   const bool bytes = problem.bits == 8;
-  if (!multiplies_fixed_point(config)) return bytes ? kByteProducts : kProducts;
-  if (problem.bits == 1) return kDigitsOfOneBit;
-  return problem.bits == 2 ? kDigitsOfFewBits : bytes ? kByteDigits : kDigits;
+  if (!multiplies_fixed_point(config)) {
+    if (bytes) return {kByteProducts, {0.97, 1.05, 1, 1.03, 1.4}};
+    return {kProducts, {1.3, 3, 1.2, 1.5, 3.3}};
+  }
+  if (problem.bits == 1) return {kDigitsOfOneBit, {1, 2.2, 1, 1, 2.4}};
+  if (problem.bits == 2) return {kDigitsOfFewBits, {0.86, 1.37, 1.09, 1.04, 1.16}};
+  if (problem.bits == 4) return {kDigits, {0.974, 1.26, 0.974, 1.06, 1.24}};
+  return {kByteDigits, {1.5, 2, 1, 1.5, 2}};
 }
 
 }  // namespace
@@ -282,8 +272,8 @@ double estimate_decode(const Problem& problem, const KernelConfig& config,
   const bool fixed_point = multiplies_fixed_point(config);
   const auto row_tiles = static_cast<double>(split.row_tiles);
   const double rows = split.row_tiles > 1 ? 1 : static_cast<double>(problem.m);
-  const DecodeCosts& costs =
-      costs_of(config, problem, static_cast<std::int64_t>(rows))[chained ? 1 : 0];
+  const WayCosts way = costs_of(config, problem, static_cast<std::int64_t>(rows));
+  const DecodeCosts& costs = way.of[chained ? 1 : 0];
   const int slots =
       fixed_point ? static_cast<int>(rows)
                   : decode_row_slots(
@@ -296,8 +286,8 @@ double estimate_decode(const Problem& problem, const KernelConfig& config,
       static_cast<double>(split.tiles) * split.cluster / device.sm_count * row_tiles;
   const double more = std::max(busiest_load(split, shared, costs.longer) - mean, 0.);
   const double slice = split.columns * split.warps_k / split.chunks;
-  const double work = costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))] *
-                      groups_of(config, problem, static_cast<std::int64_t>(rows)).of(problem);
+  const double work =
+      costs.work[std::countr_zero(static_cast<unsigned>(problem.bits))] * way.groups.of(problem);
   const double tile = split.columns * work * (1 + costs.work_per_row * (rows - 1)) + costs.tile +
                       costs.tile_per_warp * split.warps_n;
   const double multiplied =
@@ -320,6 +310,7 @@ double estimate_many_rows(const Problem& problem, const KernelConfig& config,
                    kStagedBytesPerCycle = 67;
   // Between chunks of x nothing is multiplied.
   constexpr double kChunks = 1.22;
+  constexpr GroupFactors kGroups{1.1, 2, 1.1, 1.3, 2.5};
   const double exchange = split.cluster == 1 ? 0 : split.cluster == 2 ? 230 : 190 * split.cluster;
   const int slots =
       decode_row_slots(config, static_cast<int>(std::min<std::int64_t>(problem.m, config.tile_m)));
@@ -328,7 +319,7 @@ double estimate_many_rows(const Problem& problem, const KernelConfig& config,
       ceil_div(split.clusters * split.cluster * split.row_tiles, device.sm_count);
   const double multiplied = split.columns * config.tile_n / 32 * config.tile_m *
                             kWeightCyclesPerRow * (per_sm > 1 ? kSecondCta : 1) *
-                            kManyRowGroups.of(problem);
+                            kGroups.of(problem);
   const double staged = split.columns * split.warps_k * 2 * slots * static_cast<double>(per_sm) /
                         kStagedBytesPerCycle;
   return kStart +
