@@ -67,7 +67,8 @@ constexpr const char* to_string(Mode mode) noexcept {
 /// What a layer's zeros are; in options and results by these names.
 enum class Zeros : std::uint8_t {
   integer,
-  affine,
+  affine,      ///< of the layer's 16-bit type, as MLX and GBA have them
+  affine_f32,  ///< of float32
   none,
   gba,         ///< affine, double-quantised with the scales; packed or not as the plan chooses,
   gba_packed,  ///< packed,
@@ -79,8 +80,9 @@ struct NamedZeros {
   Zeros zeros;
 };
 inline constexpr NamedZeros kZeros[] = {
-    {"int", Zeros::integer}, {"affine", Zeros::affine},         {"none", Zeros::none},
-    {"gba", Zeros::gba},     {"gba-packed", Zeros::gba_packed}, {"gba-plain", Zeros::gba_plain}};
+    {"int", Zeros::integer},        {"affine", Zeros::affine}, {"affine-f32", Zeros::affine_f32},
+    {"none", Zeros::none},          {"gba", Zeros::gba},       {"gba-packed", Zeros::gba_packed},
+    {"gba-plain", Zeros::gba_plain}};
 
 constexpr std::string_view to_string(Zeros zeros) noexcept {
   for (const NamedZeros& named : kZeros) {
@@ -113,10 +115,11 @@ struct LayerSpec {
   }
   /// Bytes of codes, scales and zeros as a checkpoint stores them.
   double packed_bytes() const noexcept {
-    const double statistic_bytes = zeros == Zeros::integer   ? 2.0 + bits / 8.0
-                                   : zeros == Zeros::affine  ? 6.0
-                                   : double_quantized(zeros) ? 1.0 + 8.0 / kDqGroupSize
-                                                             : 2.0;
+    const double statistic_bytes = zeros == Zeros::integer      ? 2.0 + bits / 8.0
+                                   : zeros == Zeros::affine     ? 4.0
+                                   : zeros == Zeros::affine_f32 ? 6.0
+                                   : double_quantized(zeros)    ? 1.0 + 8.0 / kDqGroupSize
+                                                                : 2.0;
     const auto n = static_cast<double>(shape.n);
     return n * static_cast<double>(shape.k) * bits / 8.0 +
            n * static_cast<double>(groups()) * statistic_bytes;

@@ -26,7 +26,11 @@ BEGIN, END = "<!-- bench table -->\n", "<!-- end of bench table -->\n"
 TABLE_SHAPES = [(4096, 4096), (8192, 8192), (28672, 4096), (8192, 28672)]
 WIDTHS = [8, 4, 2, 1]
 LEAST_OF_MANY = 128  # rows
-ZERO_NAMES = {"int": "integer", "affine": "affine"}  # of the table of other groups
+ZERO_NAMES = {  # of the table of other groups, in this order
+    "int": "integer",
+    "affine": "affine, 16 bits",
+    "affine-f32": "affine, float32",
+}
 PEER_NAMES = {
     "marlin_vllm": "Marlin",
     "machete": "Machete",
@@ -67,9 +71,10 @@ class Results:
         return sorted({key[5:7] for key in self.rows})
 
     def other_groups(self):
-        """(zeros, group) beside those of the main tables, the largest groups first."""
+        """(zeros, group) beside those of the main tables, of each kind the largest groups first."""
         kinds = {key[2:4] for key in self.rows if key[2] in ZERO_NAMES and key[4] == "isolated"}
-        return sorted(kinds - {("int", 128)}, key=lambda kind: (kind[0] != "int", -kind[1]))
+        kinds -= {("int", 128)}
+        return sorted(kinds, key=lambda kind: (list(ZERO_NAMES).index(kind[0]), -kind[1]))
 
     def of_shapes(self, field, bits, m, mode="isolated", zeros="int", group=128):
         """A figure of every shape that was measured."""

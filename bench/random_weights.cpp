@@ -1,6 +1,7 @@
 #include "random_weights.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 #include <thread>
 #include <vector>
@@ -32,15 +33,22 @@ void fill(std::vector<T>& values, std::size_t count, std::uint64_t seed, const M
   fill_part(0);
 }
 
-// 2^-6 with a random mantissa.
-std::uint16_t random_scale(std::uint64_t random, DType dtype) {
-  const auto bits = static_cast<std::uint32_t>(random >> 32);
-  return static_cast<std::uint16_t>(dtype == DType::f16 ? (15u - 6u) << 10 | (bits & 0x3ffu)
-                                                        : (127u - 6u) << 7 | (bits & 0x7fu));
+// log2 of scales, but for their mantissas: weights are at most about 1/2.
+constexpr int scale_exponent(int bits) {
+  return bits == 8 ? -10 : -6;
 }
 
-// Scales in [2^-6, 2^-5), affine zeros in (-range, 0].
-DoubleQuantized random_statistics(const LayerSpec& spec, float range, std::uint64_t seed) {
+// 2^exponent with a random mantissa.
+std::uint16_t random_scale(std::uint64_t random, int exponent, DType dtype) {
+  const auto bits = static_cast<std::uint32_t>(random >> 32);
+  return static_cast<std::uint16_t>(
+      dtype == DType::f16 ? static_cast<std::uint32_t>(15 + exponent) << 10 | (bits & 0x3ffu)
+                          : static_cast<std::uint32_t>(127 + exponent) << 7 | (bits & 0x7fu));
+}
+
+// Scales from 2^exponent to twice that, affine zeros in (-range, 0].
+DoubleQuantized random_statistics(const LayerSpec& spec, int exponent, float range,
+                                  std::uint64_t seed) {
   const auto n = static_cast<std::size_t>(spec.shape.n);
   const std::size_t groups = static_cast<std::size_t>(spec.groups());
   const std::size_t parts = groups * n / LayerSpec::kDqGroupSize;
@@ -49,7 +57,7 @@ DoubleQuantized random_statistics(const LayerSpec& spec, float range, std::uint6
   };
   DoubleQuantized dq{.dq_group_size = LayerSpec::kDqGroupSize,
                      .codes = {},
-                     .scale_scales = all(0x1p-10f),
+                     .scale_scales = all(std::ldexp(1.f, exponent - 4)),
                      .scale_zeros = all(-16.f),
                      .zero_scales = all(range / 16),
                      .zero_zeros = all(0.f)};
@@ -83,20 +91,25 @@ AnyQuantizedWeights make_random_weights(const LayerSpec& spec, bool act_order, b
   fill(w.qweight, words, stream(0),
        [](std::uint64_t random) { return static_cast<std::uint32_t>(random >> 32); });
   const std::uint64_t zero_count = (std::uint64_t{1} << spec.bits) + 1;  // 0 ... 2^bits
-  const auto range = static_cast<float>(zero_count - 1) / 64.0f;  // of affine zeros, downwards
+  const int exponent = scale_exponent(spec.bits);
+  // Of affine zeros, downwards.
+  const float range = std::ldexp(static_cast<float>(zero_count - 1), exponent);
   if (double_quantized(spec.zeros)) {
-    w.double_quantized = random_statistics(spec, range, stream(1));
+    w.double_quantized = random_statistics(spec, exponent, range, stream(1));
   } else {
     fill(w.scales, statistics, stream(1),
-         [&](std::uint64_t random) { return random_scale(random, spec.dtype); });
+         [&](std::uint64_t random) { return random_scale(random, exponent, spec.dtype); });
   }
   if (spec.zeros == Zeros::integer) {
     fill(w.zeros, statistics, stream(2), [&](std::uint64_t random) {
       return static_cast<std::uint16_t>((random >> 32) % zero_count);
     });
-  } else if (spec.zeros == Zeros::affine) {
-    fill(w.affine_zeros, statistics, stream(2),
-         [&](std::uint64_t random) { return -range * random_unit(random); });
+  } else if (spec.zeros == Zeros::affine || spec.zeros == Zeros::affine_f32) {
+    fill(w.affine_zeros, statistics, stream(2), [&](std::uint64_t random) {
+      const float zero = -range * random_unit(random);
+      if (spec.zeros == Zeros::affine_f32) return zero;
+      return to_float(from_float(zero, spec.dtype), spec.dtype);
+    });
   }
   if (act_order) {
     w.g_idx.resize(static_cast<std::size_t>(spec.shape.k));

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "mpq/kernel_shape.hpp"
+
 struct uint2;
 struct uint4;
 
@@ -17,7 +19,9 @@ struct ForwardArguments {
   const uint4* qweight;         ///< KernelLayout
   const std::uint16_t* scales;  ///< [kernel groups, n_padded] by parameter_position, f16 or bf16
   const void* zeros;            ///< ZeroCode, the same order, rows zeros_stride apart; null: affine
-  const float* affine_zeros;    ///< the same shape and order; null: not affine, or packed
+  /// The same shape and order; float32 or of the activations' type, see affine_zero_bytes; null:
+  /// not affine, or packed.
+  const void* affine_zeros;
   /// Packed statistics in place of scales and affine zeros, of the activations' type: a code as in
   /// DoubleQuantized::Kind::scale_and_zero, in the order of scales; null: none.
   const std::uint8_t* statistics;
@@ -42,6 +46,12 @@ struct ForwardArguments {
   int tile_rows;      ///< decode_tile_rows
   int column_stride;  ///< columns of kWarpN channels that all clusters take in one round
 };
+
+/// Bytes of an affine zero: they are of 16 bits where one multiply-add makes a layer's weights.
+template <int WBits>
+constexpr int affine_zero_bytes(const ForwardArguments& args) noexcept {
+  return reads_narrow_zeros(WBits) && args.fused_shift >= 0 ? 2 : 4;
+}
 
 /// Whether each of `count` rows of 16-bit elements, ld apart, begins at a multiple of 16 bytes.
 inline bool rows_are_aligned(const void* rows, std::int64_t ld, int count) {

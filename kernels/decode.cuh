@@ -261,10 +261,17 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
         return;
       }
       if (affine) {
-        if (has_groups.template operator()<kUnitSum>()) {
-          run.template operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::affine_ring>>();
+        const auto run_affine = [&]<ParameterWay kWay>() {
+          if (has_groups.template operator()<kUnitSum>()) {
+            run.template operator()<DigitMultiplier<WBits, T, C, kAll, kWay>>();
+          } else {
+            run.template operator()<DigitMultiplier<WBits, T, C, kFew, kWay>>();
+          }
+        };
+        if (affine_zero_bytes<WBits>(args) == 2) {
+          run_affine.template operator()<ParameterWay::narrow_ring>();
         } else {
-          run.template operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::affine_ring>>();
+          run_affine.template operator()<ParameterWay::affine_ring>();
         }
         return;
       }

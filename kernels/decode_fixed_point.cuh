@@ -61,7 +61,8 @@ enum class ParameterWay : std::uint8_t {
   ring,         ///< integer zeros, scales of the activations' type, groups of 128 columns and more
                 ///< (ParameterRing)
   small_ring,   ///< the same, groups of 64 and 32 (GroupRing)
-  affine_ring,  ///< affine zeros, scales of the activations' type, any groups
+  affine_ring,  ///< affine zeros of float32, scales of the activations' type, any groups
+  narrow_ring,  ///< affine zeros, too, of the activations' type
   packed_ring,  ///< packed statistics, groups of 32 or 64
 };
 
@@ -176,7 +177,11 @@ class UnitParameters {
         ptx::prefetch_l2(args_.scales + parameter);
       }
       if (args_.affine_zeros != nullptr) {
-        ptx::prefetch_l2(args_.affine_zeros + parameter);
+        if (affine_zero_bytes<WBits>(args_) == 4) {
+          ptx::prefetch_l2(static_cast<const float*>(args_.affine_zeros) + parameter);
+        } else {
+          ptx::prefetch_l2(static_cast<const std::uint16_t*>(args_.affine_zeros) + parameter);
+        }
       } else if (args_.zeros != nullptr) {
         ptx::prefetch_l2(static_cast<const ZeroCode<WBits>*>(args_.zeros) +
                          at(column, args_.zeros_stride));
@@ -295,15 +300,18 @@ class GroupRing {
   using Layout = KernelLayout<WBits>;
   static constexpr int kUnitK = Layout::kAlignK, kSlots = decode_units_ahead(C, WBits);
   static_assert(kUnitK == 128 && (kEnds == 1 || kEnds == 2));
-  static constexpr bool kAffine = kWay == ParameterWay::affine_ring;
+  static constexpr bool kNarrow = kWay == ParameterWay::narrow_ring;
+  static constexpr bool kAffine = kWay == ParameterWay::affine_ring || kNarrow;
   static constexpr bool kPacked = kWay == ParameterWay::packed_ring;
   /// Of 64 channels: scales, zeros; or codes of statistics, their bases.
   static constexpr int kScaleBytes = 64 * (kPacked ? 1 : 2);
   static constexpr int kZeroBytes =
       kPacked ? 64 / kStatisticChannels * 8
-              : 64 * (kAffine ? 4 : static_cast<int>(sizeof(ZeroCode<WBits>)));
+              : 64 * (kNarrow   ? 2
+                      : kAffine ? 4
+                                : static_cast<int>(sizeof(ZeroCode<WBits>)));
   static constexpr int kRowBytes = kScaleBytes + kZeroBytes;
-  static_assert(kRowBytes <= decode_group_bytes(WBits, kAffine || kPacked));
+  static_assert(kRowBytes <= decode_group_bytes(WBits, kNarrow ? 2 : kAffine || kPacked ? 4 : 0));
   static constexpr int kRowPieces = kRowBytes / 16, kCopyRows = kPacked ? 4 : 24 / kRowPieces;
   static constexpr int kLanes = kCopyRows * kRowPieces;  // that copy
 
@@ -373,12 +381,17 @@ class GroupRing {
 
   /// What LaneParameters has, of affine zeros.
   struct AffineParameters {
-    std::uint32_t scales[4], zeros[8];
+    std::uint32_t scales[4], zeros[kNarrow ? 4 : 8];
     template <int kTile>
     __device__ __forceinline__ AffinePair affine_pair(const ForwardArguments& /*args*/) const {
       const float2 scale = to_float2<T>(bits_as<Pair<T>>(scales[kTile]));
-      return {{scale.x, scale.y},
-              {__uint_as_float(zeros[2 * kTile]), __uint_as_float(zeros[2 * kTile + 1])}};
+      if constexpr (kNarrow) {
+        const float2 affine = to_float2<T>(bits_as<Pair<T>>(zeros[kTile]));
+        return {{scale.x, scale.y}, {affine.x, affine.y}};
+      } else {
+        return {{scale.x, scale.y},
+                {__uint_as_float(zeros[2 * kTile]), __uint_as_float(zeros[2 * kTile + 1])}};
+      }
     }
   };
   /// The same of packed statistics.

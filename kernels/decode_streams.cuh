@@ -152,7 +152,8 @@ struct LaneParameters {
   }
   /// Packed statistics have their codes here and their bases in zeros.
   std::uint32_t scales[kTiles];
-  /// Packed ZeroCodes, in the first kZeroWords, or the bits of affine zeros.
+  /// Packed ZeroCodes, in the first kZeroWords, or affine zeros: floats or, in the first kTiles,
+  /// halves.
   std::uint32_t zeros[kGeneral ? 2 * kTiles : kZeroWords];
 
   __device__ __forceinline__ float scale(const ForwardArguments& args, int t, int h) const {
@@ -171,7 +172,18 @@ struct LaneParameters {
     }
     load_words<kTiles>(scales, args.scales + at);
     if (kGeneral && args.affine_zeros != nullptr) {
-      load_words<kGeneral ? 2 * kTiles : kZeroWords>(zeros, args.affine_zeros + at);
+      if constexpr (kGeneral && reads_narrow_zeros(WBits)) {
+        // The first half in one way: a register that two ways lead to would be waited for.
+        const int bytes = affine_zero_bytes<WBits>(args);
+        const auto* words = reinterpret_cast<const std::uint32_t*>(
+            static_cast<const unsigned char*>(args.affine_zeros) +
+            std::uint64_t{at} * static_cast<unsigned>(bytes));
+        load_words<kTiles>(zeros, words);
+        if (bytes == 4) load_words<kTiles>(zeros + kTiles, words + kTiles);
+      } else {
+        load_words<kGeneral ? 2 * kTiles : kZeroWords>(
+            zeros, static_cast<const float*>(args.affine_zeros) + at);
+      }
     } else {
       load_words<kZeroWords>(zeros, static_cast<const ZeroCode<WBits>*>(args.zeros) + zero_at);
     }
@@ -181,8 +193,12 @@ struct LaneParameters {
   __device__ __forceinline__ AffinePair affine_pair(const ForwardArguments& args) const {
     static_assert(kGeneral && (kTiles == 2 || kTiles == 4));
     if (args.statistics == nullptr) {
+      const float floats[2] = {__uint_as_float(zeros[2 * kTile]),
+                               __uint_as_float(zeros[2 * kTile + 1])};
+      const float2 halves = to_float2<T>(bits_as<Pair<T>>(zeros[kTile]));
+      const bool narrow = affine_zero_bytes<WBits>(args) == 2;
       return {{scale(args, kTile, 0), scale(args, kTile, 1)},
-              {__uint_as_float(zeros[2 * kTile]), __uint_as_float(zeros[2 * kTile + 1])}};
+              {narrow ? halves.x : floats[0], narrow ? halves.y : floats[1]}};
     }
     return affine_pair_of<T, kTile>(scales, zeros);
   }

@@ -8,28 +8,32 @@
 
 namespace mpq::kernels {
 
-/// s * (q - z) of two channels, rounded once: a masked word holds q times a power of two, s is
-/// multiplied by the inverse of that, and s * z is exact (see also
-/// is_stored_complemented). s is a layer's scale, lowered by fused_shift powers of two.
+/// s * (q - z) or s * q + b of two channels, rounded once: a masked word holds q times a power of
+/// two, s is multiplied by the inverse of that, and s * z is exact (see also
+/// is_stored_complemented) or b of 16 bits. s is a layer's scale, lowered by fused_shift powers of
+/// two, and so is b.
 template <int WBits, DType T>
 class FusedWeights {
  public:
   FusedWeights() = default;
-  /// Of the two channels whose scales and zeros are neighbours in `scales` and `zeros`. multiplier:
-  /// fused_multiplier.
+  /// Of the two channels whose scales are neighbours in `scales`, and zeros, as they are stored, in
+  /// the halves of `zeros`: codes, which as floats are subnormal, or affine.
   __device__ __forceinline__ FusedWeights(std::uint32_t scales, std::uint32_t zeros,
-                                          std::uint32_t multiplier) {
+                                          const FusedFactors& factors) {
     constexpr int kRaise = fused_raise(WBits, T);
-    const Pair<T> raised = __hmul2(bits_as<Pair<T>>(scales), bits_as<Pair<T>>(multiplier));
+    const Pair<T> raised = __hmul2(bits_as<Pair<T>>(scales), bits_as<Pair<T>>(factors.scale));
 #pragma unroll
     for (int place = 0; place < kPlaces; ++place) {
       multipliers_[place] = times_power(raised, -fused_code_exponent(WBits, T, place) - kRaise);
     }
-    // Zeros, as they are, are subnormal numbers.
-    constexpr int kLeast = 1 - exponent_bias(T) - mantissa_bits(T);
-    const auto subnormal = bits_as<Pair<T>>(WBits == 8 ? zeros : __byte_perm(zeros, 0, 0x4140));
-    offset_ = __hmul2(times_power(subnormal, fused_code_exponent(WBits, T, 0) - kLeast),
-                      __hneg2(multipliers_[0]));
+    const auto stored = bits_as<Pair<T>>(zeros);
+    if constexpr (fuses_affine_zeros(WBits)) {
+      offset_ = __hmul2(stored, bits_as<Pair<T>>(factors.zero));
+      if (!factors.zeros_are_affine) offset_ = __hmul2(offset_, __hneg2(multipliers_[0]));
+    } else {
+      offset_ = __hmul2(times_power(stored, fused_code_exponent(WBits, T, 0) - least_exponent(T)),
+                        __hneg2(multipliers_[0]));
+    }
   }
 
   /// The pair of k-step `step` in a layout word of channel h.

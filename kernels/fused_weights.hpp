@@ -41,6 +41,28 @@ constexpr std::uint32_t fused_multiplier(int bits, DType dtype, int shift) noexc
   return pair_of_power(fused_raise(bits, dtype) - shift, dtype);
 }
 
+/// log2 of the least subnormal number, which an integer's lowest bit is as a float.
+constexpr int least_exponent(DType dtype) noexcept {
+  return 1 - exponent_bias(dtype) - mantissa_bits(dtype);
+}
+
+/// What is done to scales and zeros, as they are stored, before weights are made.
+struct FusedFactors {
+  std::uint32_t scale, zero;  ///< pairs of powers of two; the first is fused_multiplier
+  bool zeros_are_affine;
+};
+/// Where scales are lowered by `shift` powers of two.
+constexpr FusedFactors fused_factors(int bits, DType dtype, int shift, bool affine) noexcept {
+  const int code = fused_code_exponent(bits, dtype, 0) - least_exponent(dtype);
+  return {.scale = fused_multiplier(bits, dtype, shift),
+          .zero = pair_of_power(affine ? -shift : code, dtype),
+          .zeros_are_affine = affine};
+}
+/// By how much affine zeros can be lowered.
+constexpr int most_affine_shift(DType dtype) noexcept {
+  return exponent_bias(dtype) - 1;
+}
+
 /// Bits of the least magnitude of a scale that is too large, if none is lowered: they are
 /// multiplied by 2^-fused_code_exponent. f16: 32 (1 bit), 2^-1 (2 bits), 2^-5 (4 bits), 2^-8 (8
 /// bits).

@@ -34,8 +34,12 @@ class TileParameters {
       } else {
         zeros_[0] = __ldg(reinterpret_cast<const std::uint16_t*>(zeros));
       }
+    } else if (affine_zero_bytes<WBits>(args) == 2) {
+      zeros_[0] = __ldg(reinterpret_cast<const std::uint32_t*>(
+          static_cast<const std::uint16_t*>(args.affine_zeros) + at));
     } else {
-      const float2 b = __ldg(reinterpret_cast<const float2*>(args.affine_zeros + at));
+      const float2 b =
+          __ldg(reinterpret_cast<const float2*>(static_cast<const float*>(args.affine_zeros) + at));
       zeros_[0] = __float_as_uint(b.x), zeros_[1] = __float_as_uint(b.y);
     }
   }
@@ -43,10 +47,16 @@ class TileParameters {
   /// From as they are stored to as they are used; when they have arrived.
   template <DType T>
   __device__ __forceinline__ void decode(const ForwardArguments& args) {
-    if (args.statistics == nullptr) return;
-    const auto pair = StatisticPair<T>::template of<0>(scales_, {zeros_[0], zeros_[1]});
-    scales_ = pair.scale_bits();
-    const float2 affine = pair.affine();
+    float2 affine;
+    if (args.statistics != nullptr) {
+      const auto pair = StatisticPair<T>::template of<0>(scales_, {zeros_[0], zeros_[1]});
+      scales_ = pair.scale_bits();
+      affine = pair.affine();
+    } else if (args.zeros == nullptr && affine_zero_bytes<WBits>(args) == 2) {
+      affine = to_float2<T>(bits_as<Pair<T>>(zeros_[0]));
+    } else {
+      return;
+    }
     zeros_[0] = __float_as_uint(affine.x), zeros_[1] = __float_as_uint(affine.y);
   }
 
@@ -66,7 +76,8 @@ class TileParameters {
 
  private:
   static constexpr int kZeroBits = 8 * static_cast<int>(sizeof(ZeroCode<WBits>));
-  // Until decode(), packed statistics are a pair of codes, and their base in zeros_.
+  // Until decode(), packed statistics are a pair of codes, and their base in zeros_, and affine
+  // zeros may be halves in the first of those.
   std::uint32_t scales_;
   std::uint32_t zeros_[2];  // two integers in the first, or the bits of two affine zeros
 };

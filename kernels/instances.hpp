@@ -21,8 +21,11 @@ struct Launch {
   int first_channel = 0;            ///< of the tiles, in sm90a prefill kernels
   bool followed = false;            ///< has a PlanTail, to be launched next
   bool follows = false;             ///< is one
-  std::size_t shared_bytes = 0;     ///< of kernels whose shared memory depends on the plan
-  bool programmatic = false;        ///< may start before its predecessor in the stream has ended
+  /// Affine zeros of the activations' type, where one multiply-add makes weights: as in
+  /// ForwardArguments; null: none.
+  const std::uint16_t* affine_zeros = nullptr;
+  std::size_t shared_bytes = 0;  ///< of kernels whose shared memory depends on the plan
+  bool programmatic = false;     ///< may start before its predecessor in the stream has ended
   cudaStream_t stream = nullptr;
 };
 

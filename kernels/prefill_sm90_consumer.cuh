@@ -29,6 +29,15 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
         x_descriptor_(ptx::matrix_descriptor_swizzle_128b(storage.rings.x[0])),
         group_mask_((1u << args.forward.group_shift) - 1u) {
     x_cursor_.slot = phase_;
+    if constexpr (kPicksZeros) {  // held in registers
+      const unsigned at = 8 * (lane_ / 4) + 2 * warp_, strip = column_ * kTiles * strip_zeros();
+      zeros_at_ = ptx::opaque(strip + (args.zeros_are_affine ? 2 * at : at & ~3u));
+      zeros_picked_ = ptx::opaque(args.zeros_are_affine ? kPicksHalves
+                                  : warp_ % 2 == 0      ? 0x4140u
+                                                        : 0x4342u);
+    } else if (kFused && Shape::kMayBeAffine) {
+      zeros_picked_ = ptx::opaque(args.zeros_are_affine ? kPicksHalves : 0u);
+    }
     if (kHoldsMagic) magic_ = Half2Of<T>::kMagic | static_cast<unsigned>(args.forward.m >> 31);
   }
 
@@ -43,6 +52,7 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
 
   static constexpr bool kGeneral = kWay == Dequantising::general;
   static constexpr bool kFused = kWay == Dequantising::fused;
+  static constexpr bool kPicksZeros = kFused && Shape::kMayBeAffine && WBits < 8;
   static constexpr int kGroupSteps = Shape::kGroupSteps, kGroupsInFlight = Shape::kGroupsInFlight,
                        kFragmentSets = Shape::kFragmentSets;
 
@@ -176,13 +186,35 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     const int row = kStep * Layout::kStepK >> args_.group_shift;
 #pragma unroll
     for (int t = 0; t < kOwn; ++t) {
-      const auto stored = this->stored_parameters(x_cursor_.slot, row, t);
+      // Where they may be fused, narrow ones are.
+      constexpr AffineZeros kAffineZeros =
+          Shape::kMayBeAffine ? AffineZeros::wide : AffineZeros::either;
+      const auto stored = this->template stored_parameters<kAffineZeros>(x_cursor_.slot, row, t);
       if constexpr (kFused) {
-        parameters_[t] = Parameters(stored.scales, stored.zeros, cluster_.fused_multiplier);
+        const FusedFactors factors{cluster_.fused_multiplier, cluster_.fused_zero,
+                                   Shape::kMayBeAffine && zeros_picked_ == kPicksHalves};
+        const std::uint32_t zeros = kPicksZeros  ? pick_zeros(x_cursor_.slot, row, t)
+                                    : WBits == 8 ? stored.zeros
+                                                 : __byte_perm(stored.zeros, 0, 0x4140);
+        parameters_[t] = Parameters(stored.scales, zeros, factors);
       } else {
         load_each(parameters_[t], stored);
       }
     }
+  }
+
+  // Zeros of two channels, in halves of a register: codes, which are bytes, or affine ones of 16
+  // bits. Both are in one word of shared memory.
+  __device__ __forceinline__ std::uint32_t pick_zeros(int slot, int row, int t) const {
+    const auto* zeros =
+        reinterpret_cast<const unsigned char*>(storage_.rings.parameters[slot].zeros);
+    const unsigned strips = (static_cast<unsigned>(row) * Shape::kStrips + t) * strip_zeros();
+    return __byte_perm(*reinterpret_cast<const std::uint32_t*>(zeros + strips + zeros_at_), 0,
+                       zeros_picked_);
+  }
+  // Bytes of a strip's.
+  __device__ __forceinline__ unsigned strip_zeros() const {
+    return static_cast<unsigned>(cluster_.strip_zeros) * 8u;
   }
 
   __device__ __forceinline__ void load_each(EachParameters (&to)[2],
@@ -240,6 +272,10 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
   std::uint32_t magic_;
   std::uint64_t x_descriptor_;
   std::uint32_t group_mask_;
+  // Of FusedWeights: where a slot has the lane's zeros, bytes from the first (kPicksZeros); PRMT's
+  // selector, which is this where they are halves, and so affine (or of 8 bits).
+  static constexpr std::uint32_t kPicksHalves = 0x3210;
+  std::uint32_t zeros_at_, zeros_picked_;
   RingCursor<Storage::kStages, Shape::kPhases> x_cursor_;
   RingCursor<Storage::kWeightStages> weights_cursor_;
   uint4 words_[kTiles][Shape::kBlocksPerChunk];

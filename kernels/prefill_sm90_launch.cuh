@@ -49,32 +49,55 @@ struct HopperPrefillLaunch {
     full.first_channel = launch.first_channel;
     full.followed = launch.followed;
     full.follows = launch.follows;
+    const bool fuses = uses_fused_weights(full, launch);
     cudaError_t status = cudaSuccess;
     if (full.x_by_tma) status = encode_x(full);
     full.y_by_pieces = args.n % 8 == 0 && rows_are_aligned(args.y, args.ldy, args.m);
     if (status == cudaSuccess) status = encode_weights(full);
-    if (Shape::kParameterBoxes && status == cudaSuccess) status = encode_parameters(full);
+    if (status == cudaSuccess) status = encode_parameters(full);
     if (status != cudaSuccess) return status;
 
     Launch grid = launch;
     grid.cluster = full.multicast * full.split;
     grid.grid_n = static_cast<unsigned>(launch.clusters * launch.cluster);
     grid.grid_n -= grid.grid_n % static_cast<unsigned>(grid.cluster);
-    const bool general = args.zeros == nullptr || args.scales_are_bf16 != (T == DType::bf16);
     if constexpr (kIsCompiled<Dequantising::fused>) {
-      if (!general && args.fused_shift >= 0) {
-        full.fused_multiplier = fused_multiplier(WBits, T, args.fused_shift);
-        full.fused_result = std::ldexp(1.f, args.fused_shift);
-        return start<Dequantising::fused>(full, grid);
-      }
+      if (fuses) return start<Dequantising::fused>(full, grid);
     }
     if constexpr (kIsCompiled<Dequantising::stepwise>) {
-      if (!general) return start<Dequantising::stepwise>(full, grid);
+      if (args.zeros != nullptr && has_own_scales(args)) {
+        return start<Dequantising::stepwise>(full, grid);
+      }
     }
     return start<Dequantising::general>(full, grid);
   }
 
  private:
+  // Of the activations' type.
+  static bool has_own_scales(const ForwardArguments& args) {
+    return args.scales_are_bf16 == (T == DType::bf16);
+  }
+
+  // Whether one multiply-add makes the layer's weights here; the kernel is told how.
+  static bool uses_fused_weights(HopperPrefillArguments& full, const Launch& launch) {
+    ForwardArguments& args = full.forward;
+    if (!kIsCompiled<Dequantising::fused> || args.fused_shift < 0 || !has_own_scales(args)) {
+      return false;
+    }
+    full.zeros_are_affine = args.zeros == nullptr;
+    if (full.zeros_are_affine) {
+      full.zeros_are_affine = Shape::kMayBeAffine && launch.affine_zeros != nullptr;
+      if (!full.zeros_are_affine) return false;
+      args.zeros = launch.affine_zeros;
+      args.zeros_stride = args.n_padded;
+    }
+    const FusedFactors factors = fused_factors(WBits, T, args.fused_shift, full.zeros_are_affine);
+    full.fused_multiplier = factors.scale;
+    full.fused_zero = factors.zero;
+    full.fused_result = std::ldexp(1.f, args.fused_shift);
+    return true;
+  }
+
   template <Dequantising kWay>
   static cudaError_t allow_shared(int most_shared_bytes) {
     if constexpr (!kIsCompiled<kWay>) {
@@ -154,9 +177,10 @@ struct HopperPrefillLaunch {
   static cudaError_t encode_parameters(HopperPrefillArguments& full) {
     const ForwardArguments& args = full.forward;
     const ParameterRows scales = rows_of_scales<true>(args),
-                        zeros = rows_of_zeros<WBits, true>(args);
+                        zeros = rows_of_zeros<WBits, kConfig, true>(full);
     full.strip_scales = scales.bytes(Layout::kBlockN) / 8;
     full.strip_zeros = zeros.bytes(Layout::kBlockN) / 8;
+    if (!Shape::kParameterBoxes) return cudaSuccess;
     full.zeros_are_shared = zeros.pitch == 0;
     const int begin = std::max(Shape::kStageK >> args.group_shift, 1);  // in a stage
     const auto groups = static_cast<int>(

@@ -33,12 +33,14 @@ struct HopperPrefillArguments {
   std::uint32_t fused_multiplier;  ///< of the layer's scales, in FusedWeights
   float fused_result;              ///< 2^fused_shift, for the sums
   bool zeros_are_shared;           ///< all groups have the same, see shared_zero_rows
-  bool exchanges;    ///< sums of slices and phases are added up; a cluster then has one tile
-  bool followed;     ///< by a launch that computes other channels of the same y, and only
-  bool follows;      ///< begins when the kernels before this one have ended: such a launch
-  bool x_by_stages;  ///< a box of x is a stage
-  bool x_by_tma;     ///< else x's rows are not 16-byte aligned, and multicast is 1
-  bool y_by_pieces;  ///< y's rows are whole pieces of 16 bytes, aligned
+  bool exchanges;         ///< sums of slices and phases are added up; a cluster then has one tile
+  bool followed;          ///< by a launch that computes other channels of the same y, and only
+  bool follows;           ///< begins when the kernels before this one have ended: such a launch
+  bool x_by_stages;       ///< a box of x is a stage
+  bool x_by_tma;          ///< else x's rows are not 16-byte aligned, and multicast is 1
+  bool y_by_pieces;       ///< y's rows are whole pieces of 16 bytes, aligned
+  bool zeros_are_affine;  ///< of FusedWeights' layer: `zeros` are not ZeroCodes but of 16 bits
+  std::uint32_t fused_zero;  ///< what zeros are multiplied by, in FusedWeights
   /// [m, k] halves, boxes [x_rows][64], 128-byte swizzle; or [k / 64][m][64], boxes of a stage.
   CUtensorMap x;
   CUtensorMap last_x;  ///< the same with boxes of the rows that are left for the last of them
@@ -75,6 +77,8 @@ enum class Dequantising : std::uint8_t {
   stepwise,  ///< integer zeros, scales of the activations' type
   general,   ///< all: affine zeros, scales of the other type
 };
+/// What affine zeros are to code of a general kernel.
+enum class AffineZeros : std::uint8_t { narrow, wide, either };  // affine_zero_bytes
 /// Whether there is code for it: of raised codes there is nothing to fuse, and what is left of 1
 /// and 2 bits is for general kernels.
 constexpr bool is_compiled(const KernelConfig& config, int bits, Dequantising way) noexcept {
@@ -91,6 +95,8 @@ struct HopperPrefillShape {
   static constexpr bool kFewRows = !shares_x(C);
   static constexpr int kChunkK = prefill_chunk_k(C, WBits);
   static constexpr bool kRaised = multiplies_raised_codes(C, WBits);
+  /// Weights that one multiply-add makes can have affine zeros, in place of codes.
+  static constexpr bool kMayBeAffine = fuses_weights(C, WBits) && fuses_affine_zeros(WBits);
   static constexpr int kStageK = has_long_stages(C) ? kChunkK : 64;
   static constexpr int kStageSteps = kStageK / Layout::kStepK;
   /// Steps of a body of the loop of kRaised, where sums are of kSumSteps steps: what sums lie side
@@ -179,12 +185,17 @@ struct HopperPrefillStorage {
     constexpr int kPerChunk = Shape::kStagesPerChunk;
     return kPerChunk == 1 ? stages : (stages + kPerChunk - 1) / kPerChunk + 1;
   }
+  /// What zeros take: affine ones that are fused have 16 bits.
+  using StoredZero =
+      std::conditional_t<Shape::kMayBeAffine && !kGeneral, std::uint16_t, ZeroCode<WBits>>;
   /// In the order of parameter_position, like the memory that they come from. Of packed
   /// statistics codes are in place of scales, bases in that of zeros, row after row.
   struct alignas(128) Parameters {
     std::uint16_t scales[kParameterRows][C.tile_n];
     union {
       ZeroCode<WBits> zeros[kParameterRows][C.tile_n];
+      StoredZero stored_zeros[kParameterRows][C.tile_n];
+      /// Or the same of 16 bits.
       float affine_zeros[kGeneral ? kParameterRows : 1][kGeneral ? C.tile_n : 1];
     };
   };
@@ -289,12 +300,17 @@ __host__ __device__ __forceinline__ ParameterRows rows_of_scales(const ForwardAr
   if (kGeneral && args.statistics != nullptr) return {args.statistics, 4, args.n_padded};
   return {args.scales, 8, 2 * args.n_padded};
 }
-template <int WBits, bool kGeneral>
-__host__ __device__ __forceinline__ ParameterRows rows_of_zeros(const ForwardArguments& args) {
-  constexpr int kZeroBytes = static_cast<int>(sizeof(ZeroCode<WBits>));
+template <int WBits, KernelConfig C, bool kGeneral>
+__host__ __device__ __forceinline__ ParameterRows rows_of_zeros(const HopperPrefillArguments& all) {
+  const ForwardArguments& args = all.forward;
   if (kGeneral && args.statistics != nullptr) return {args.statistic_bases, 1, args.n_padded / 4};
-  if (kGeneral && args.zeros == nullptr) return {args.affine_zeros, 16, 4 * args.n_padded};
-  return {args.zeros, 4 * kZeroBytes, kZeroBytes * args.zeros_stride};
+  if (kGeneral && args.zeros == nullptr) {
+    const int bytes = affine_zero_bytes<WBits>(args);
+    return {args.affine_zeros, 4 * bytes, std::int64_t{bytes} * args.n_padded};
+  }
+  int bytes = sizeof(ZeroCode<WBits>);
+  if (HopperPrefillShape<WBits, C>::kMayBeAffine && all.zeros_are_affine) bytes = 2;
+  return {args.zeros, 4 * bytes, bytes * args.zeros_stride};
 }
 
 /// Where 16-byte piece `piece` (of 8) of row `row` lies in its 128 bytes: the 128-byte swizzle.

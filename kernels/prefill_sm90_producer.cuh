@@ -152,7 +152,7 @@ class PrefillProducer {
       rows = max(Shape::kStageK >> args.group_shift, 1);
       const int channels = max(min(args.n_padded - tile.n0, C.tile_n), 0);
       const ParameterRows of_scales = rows_of_scales<kGeneral>(args),
-                          of_zeros = rows_of_zeros<WBits, kGeneral>(args);
+                          of_zeros = rows_of_zeros<WBits, C, kGeneral>(all);
       scale_bytes = of_scales.bytes(channels), zero_bytes = of_zeros.bytes(channels);
       const auto group = static_cast<std::int64_t>(begin >> args.group_shift);
       scales = of_scales.at(group, tile.n0), zeros = of_zeros.at(group, tile.n0);
@@ -206,7 +206,7 @@ class PrefillProducer {
     const ForwardArguments& args = args_.forward;
     const std::uint32_t group_mask = (1u << args.group_shift) - 1u;
     const std::int64_t scale_pitch = rows_of_scales<kGeneral>(args).pitch,
-                       zero_pitch = rows_of_zeros<WBits, kGeneral>(args).pitch;
+                       zero_pitch = rows_of_zeros<WBits, C, kGeneral>(args_).pitch;
     const int bytes = kWeightBytesBeside + walk.rows * (walk.scale_bytes + walk.zero_bytes);
     const bool some = walk.scale_bytes > 0;
     std::uint32_t k = walk.begin;
@@ -238,7 +238,7 @@ class PrefillProducer {
     auto& to = storage_.rings.parameters[slot];
     const ForwardArguments& args = args_.forward;
     const int scales = row * rows_of_scales<kGeneral>(args).bytes(C.tile_n);
-    const int zeros = row * rows_of_zeros<WBits, kGeneral>(args).bytes(C.tile_n);
+    const int zeros = row * rows_of_zeros<WBits, C, kGeneral>(args_).bytes(C.tile_n);
     ptx::cp_async_bulk(reinterpret_cast<unsigned char*>(to.scales) + scales, walk.scales,
                        walk.scale_bytes, full);
     ptx::cp_async_bulk(reinterpret_cast<unsigned char*>(to.zeros) + zeros, walk.zeros,

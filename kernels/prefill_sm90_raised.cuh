@@ -30,12 +30,12 @@ class RaisedConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
 
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
-    this->sum([&]<int kSumSteps, int kOwn>() {
+    this->sum([&]<int kSumSteps, int kOwn, AffineZeros kAffineZeros>() {
       const int stages = this->own_chunks(tile);
 #pragma unroll 1
       for (int stage = 0; stage < stages; ++stage) {
         this->template add_stage<kSumSteps>(
-            [&](int slot, int first) { add_body<kSumSteps, kOwn>(slot, first); });
+            [&](int slot, int first) { add_body<kSumSteps, kOwn, kAffineZeros>(slot, first); });
       }
     });
   }
@@ -49,27 +49,27 @@ class RaisedConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
   template <int kOwn>
   static constexpr int kChainsOf = kOwn == 1 ? 2 : 1;
 
-  template <int kSumSteps, int kOwn>
+  template <int kSumSteps, int kOwn, AffineZeros kAffineZeros>
   __device__ __forceinline__ void add_body(int slot, int first) {
     constexpr int kBody = Base::template kBodySteps<kSumSteps>;
 #pragma unroll
     for (int t = 0; t < kOwn; ++t) this->template load_words<kBody>(words_[t], slot, first, t);
 #pragma unroll
     for (int step = 0; step < kBody; step += kSumSteps) {
-      add_sum<kSumSteps, kOwn>(slot, first, step);
+      add_sum<kSumSteps, kOwn, kAffineZeros>(slot, first, step);
     }
   }
 
   // Adds the products of the kSumSteps steps from `begin` on, of a body that begins at k-step
   // `first` of the stage.
-  template <int kSumSteps, int kOwn>
+  template <int kSumSteps, int kOwn, AffineZeros kAffineZeros>
   __device__ __forceinline__ void add_sum(int slot, int first, int begin) {
     constexpr int kChains = kChainsOf<kOwn>;
     const int sum = first / kSumSteps + begin / kSumSteps;
     const int row = ((first + begin) * Layout::kStepK) >> args_.group_shift;
     float products[kOwn][kChains][4] = {};
     float scale[kOwn][2];
-    begin_sum(slot, sum, row, products, scale);
+    begin_sum<kAffineZeros>(slot, sum, row, products, scale);
     std::uint32_t x[4];
 #pragma unroll
     for (int step = begin; step < begin + kSumSteps; ++step) {
@@ -95,7 +95,7 @@ class RaisedConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
   }
 
   // What the `sum`-th sum of a slot, of row `row` of its parameters, begins at.
-  template <int kOwn>
+  template <AffineZeros kAffineZeros, int kOwn>
   __device__ __forceinline__ void begin_sum(int slot, int sum, int row,
                                             float (&products)[kOwn][kChainsOf<kOwn>][4],
                                             float (&scale)[kOwn][2]) {
@@ -103,12 +103,12 @@ class RaisedConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
         &storage_.rings.x_sums[slot][sum][2 * (lane_ % 4)]);  // of two rows
 #pragma unroll
     for (int t = 0; t < kOwn; ++t) {
-      const auto stored = this->stored_parameters(slot, row, t);
+      const auto stored = this->template stored_parameters<kAffineZeros>(slot, row, t);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        scale[t][h] = this->scale_of(stored, h);
-        Base::begin_at(&products[t][0][2 * h], &sums_[t][2 * h], Base::zero_of(stored, h), stored,
-                       h, x_sums);
+        scale[t][h] = this->template scale_of<kAffineZeros>(stored, h);
+        Base::template begin_at<kAffineZeros>(&products[t][0][2 * h], &sums_[t][2 * h],
+                                              Base::zero_of(stored, h), stored, h, x_sums);
       }
     }
   }

@@ -39,14 +39,25 @@ class RaisedWarpgroup : public PrefillWarpgroup<WBits, T, C, kGeneral> {
   template <int kSumSteps>
   static constexpr int kBodySteps = Shape::template kRaisedBodySteps<kSumSteps, kGeneral>;
 
-  // sum_stages<kSumSteps, strips of this warpgroup>() adds all stages' products to the sums, which
-  // begin at zero.
+  // sum_stages<kSumSteps, strips of this warpgroup, what affine zeros are>() adds all stages'
+  // products to the sums, which begin at zero.
   template <class SumStages>
   __device__ __forceinline__ void sum(SumStages sum_stages) {
     this->clear_sums();
-    with_sum_steps(args_, [&]<int kSumSteps>() {
-      this->with_own_strips([&]<int kOwn>() { sum_stages.template operator()<kSumSteps, kOwn>(); });
-    });
+    const auto sum_all = [&]<AffineZeros kAffineZeros>() {
+      with_sum_steps(args_, [&]<int kSumSteps>() {
+        this->with_own_strips(
+            [&]<int kOwn>() { sum_stages.template operator()<kSumSteps, kOwn, kAffineZeros>(); });
+      });
+    };
+    constexpr bool kEither = !Shape::kEvenStrips && C.tile_m > 8;  // no registers for both
+    if constexpr (kGeneral && reads_narrow_zeros(WBits) && !kEither) {
+      if (args_.affine_zeros != nullptr && affine_zero_bytes<WBits>(args_) == 2) {
+        sum_all.template operator()<AffineZeros::narrow>();
+        return;
+      }
+    }
+    sum_all.template operator()<kEither ? AffineZeros::either : AffineZeros::wide>();
   }
 
   // The next stage: add_body(slot, first step) for its bodies.
@@ -90,20 +101,28 @@ class RaisedWarpgroup : public PrefillWarpgroup<WBits, T, C, kGeneral> {
 
   using StoredParameters = typename Base::StoredParameters;
   // Of channel lane / 4 + 8 h of the warp's.
+  template <AffineZeros kAffineZeros>
   __device__ __forceinline__ float scale_of(const StoredParameters& stored, int h) const {
+    constexpr bool kOfThisType = !kGeneral || kAffineZeros == AffineZeros::narrow;
     return scale_to_float(static_cast<std::uint16_t>(stored.scales >> (16 * h)),
-                          kGeneral ? args_.scales_are_bf16 : T == DType::bf16);
+                          kOfThisType ? T == DType::bf16 : args_.scales_are_bf16);
   }
   static __device__ __forceinline__ float zero_of(const StoredParameters& stored, int h) {
     return static_cast<float>(stored.zeros >> (8 * h) & 0xffu);
   }
   // For two rows, of whose x are `x_sums`: what channel h's products begin at; affine zeros go to
   // the total at once.
+  template <AffineZeros kAffineZeros>
   static __device__ __forceinline__ void begin_at(float* products, float* total, float zero,
                                                   const StoredParameters& stored, int h,
                                                   const float4& x_sums) {
-    products[0] = __fmaf_rn(zero, x_sums.y, x_sums.x);
-    products[1] = __fmaf_rn(zero, x_sums.w, x_sums.z);
+    if constexpr (kAffineZeros == AffineZeros::narrow) {
+      products[0] = x_sums.x;
+      products[1] = x_sums.z;
+    } else {
+      products[0] = __fmaf_rn(zero, x_sums.y, x_sums.x);
+      products[1] = __fmaf_rn(zero, x_sums.w, x_sums.z);
+    }
     if constexpr (kGeneral) {
       const float minus_affine = h == 0 ? -stored.affine.x : -stored.affine.y;
       total[0] = __fmaf_rn(minus_affine, x_sums.y, total[0]);

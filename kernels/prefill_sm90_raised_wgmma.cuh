@@ -28,11 +28,11 @@ class RaisedWgmmaConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
 
   /// sums_ = W x^T over this warpgroup's stages of the tile's slice of K.
   __device__ __forceinline__ void multiply(const TileWalk<WBits, C>& tile) {
-    this->sum([&]<int kSumSteps, int kOwn>() {
+    this->sum([&]<int kSumSteps, int kOwn, AffineZeros kAffineZeros>() {
 #pragma unroll 1
       for (int left = this->own_chunks(tile); left > 0; --left) {
         this->template add_stage<kSumSteps>(
-            [&](int slot, int first) { add_body<kSumSteps, kOwn>(slot, first); });
+            [&](int slot, int first) { add_body<kSumSteps, kOwn, kAffineZeros>(slot, first); });
       }
     });
   }
@@ -44,7 +44,7 @@ class RaisedWgmmaConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
   static constexpr int kGroupSteps = Shape::kConsumers == 3 || (WBits == 4 && !kGeneral) ? 4 : 2;
 
   // Adds the products of the steps from `first` on, strip by strip, sum by sum, group by group.
-  template <int kSumSteps, int kOwn>
+  template <int kSumSteps, int kOwn, AffineZeros kAffineZeros>
   __device__ __forceinline__ void add_body(int slot, int first) {
     constexpr int kBody = Base::template kBodySteps<kSumSteps>,
                   kGroup = std::min(kSumSteps, kGroupSteps);
@@ -63,7 +63,7 @@ class RaisedWgmmaConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
           ptx::wgmma_wait_group<0>();
           end_sum((kIndex - 1) * kGroup / kBody);
         }
-        begin_sum<kSumSteps>(slot, first + kStep, kStrip);
+        begin_sum<kSumSteps, kAffineZeros>(slot, first + kStep, kStrip);
       }
       ptx::hold(products_);
       ptx::hold(fragments_[kIndex % 2]);
@@ -81,15 +81,15 @@ class RaisedWgmmaConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
 
   // What strip t's products of the steps from `first` on begin at: what zeros and offsets are to
   // take off.
-  template <int kSumSteps>
+  template <int kSumSteps, AffineZeros kAffineZeros>
   __device__ __forceinline__ void begin_sum(int slot, int first, int t) {
     const int row = (first * Layout::kStepK) >> args_.group_shift;
     const auto* x_sums = &storage_.rings.x_sums[slot][first / kSumSteps][2 * (lane_ % 4)];
-    const auto stored = this->stored_parameters(slot, row, t);
+    const auto stored = this->template stored_parameters<kAffineZeros>(slot, row, t);
     float zero[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      scale_[h] = this->scale_of(stored, h);
+      scale_[h] = this->template scale_of<kAffineZeros>(stored, h);
       zero[h] = Base::zero_of(stored, h);
     }
 #pragma unroll
@@ -98,7 +98,8 @@ class RaisedWgmmaConsumer : public RaisedWarpgroup<WBits, T, C, kGeneral> {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int at = 4 * i + 2 * h;
-        Base::begin_at(&products_[at], &sums_[t][at], zero[h], stored, h, sums);
+        Base::template begin_at<kAffineZeros>(&products_[at], &sums_[t][at], zero[h], stored, h,
+                                              sums);
       }
     }
   }

@@ -102,14 +102,15 @@ class PrefillSums {
     std::uint32_t scales, zeros = 0;  // affine: codes are taken as they are
     float2 affine{0.f, 0.f};
   };
-  // From row `row` of a slot, for strip t.
+  // From row `row` of a slot, for strip t. (narrow: they are affine.)
+  template <AffineZeros kAffineZeros = AffineZeros::either>
   __device__ __forceinline__ StoredParameters stored_parameters(int slot, int row, int t) const {
     const auto& from = storage_.rings.parameters[slot];
     const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
     const auto at = static_cast<int>(parameter_position(channel));
     using ZeroPair = std::conditional_t<WBits == 8, std::uint32_t, std::uint16_t>;
     StoredParameters stored;
-    if (kGeneral && args_.statistics != nullptr) {
+    if (kGeneral && kAffineZeros != AffineZeros::narrow && args_.statistics != nullptr) {
       const int in_rows = row * C.tile_n + at;
       const auto* codes = reinterpret_cast<const std::uint8_t*>(from.scales) + in_rows;
       const auto* bases = reinterpret_cast<const uint2*>(from.affine_zeros);
@@ -119,13 +120,34 @@ class PrefillSums {
       stored.affine = pair.affine();
     } else {
       stored.scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
-      if (kGeneral && args_.zeros == nullptr) {
-        stored.affine = *reinterpret_cast<const float2*>(&from.affine_zeros[row][at]);
+      if (kGeneral && (kAffineZeros == AffineZeros::narrow || args_.zeros == nullptr)) {
+        stored.affine = stored_affine_zeros<kAffineZeros>(from, row, at);
       } else {
         stored.zeros = *reinterpret_cast<const ZeroPair*>(&from.zeros[row][at]);
       }
     }
     return stored;
+  }
+
+  template <AffineZeros kAffineZeros>
+  __device__ __forceinline__ float2 stored_affine_zeros(const typename Storage::Parameters& from,
+                                                        int row, int at) const {
+    const bool narrow =
+        kAffineZeros == AffineZeros::narrow ||
+        (kAffineZeros == AffineZeros::either && affine_zero_bytes<WBits>(args_) == 2);
+    if constexpr (kAffineZeros == AffineZeros::wide || !reads_narrow_zeros(WBits)) {
+      return *reinterpret_cast<const float2*>(&from.affine_zeros[row][at]);
+    } else {
+      // (No branch: loads would wait for each other.)
+      const auto* words = reinterpret_cast<const std::uint32_t*>(
+          reinterpret_cast<const unsigned char*>(from.affine_zeros) +
+          (row * C.tile_n + at) * (narrow ? 2 : 4));
+      const std::uint32_t first = words[0];  // (bits_as of memory would read bytes)
+      const float2 halves = to_float2<T>(bits_as<Pair<T>>(first));
+      if constexpr (kAffineZeros == AffineZeros::narrow) return halves;
+      const float2 floats{__uint_as_float(first), __uint_as_float(words[1])};
+      return {narrow ? halves.x : floats.x, narrow ? halves.y : floats.y};
+    }
   }
 
   // Tells the CTAs that write there that this warp has done with a slot; -1: none.

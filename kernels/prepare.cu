@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dequant.cuh"
+#include "elements.cuh"
 #include "launch.cuh"
 #include "mpq/layout.hpp"
 #include "prepare.hpp"
@@ -12,39 +13,7 @@
 namespace mpq::kernels {
 namespace {
 
-constexpr int kThreads = 256;
-
-dim3 grid_for(std::int64_t items) {
-  return dim3(static_cast<unsigned>(ceil_div(items, kThreads)));
-}
-
-__device__ __forceinline__ std::int64_t thread_index() {
-  return static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-}
-
-// A warp's part each.
-template <DType T, class Zero>
-__global__ void __launch_bounds__(kThreads)
-    fused_parameters(const std::uint16_t* __restrict__ scales, const Zero* __restrict__ zeros,
-                     std::int64_t count, FusedParameters* __restrict__ parts) {
-  FusedParameters found;
-#pragma unroll 4
-  for (std::int64_t i = thread_index(); i < count; i += kFusedParts * 32) {
-    const std::uint32_t magnitude = scales[i] & 0x7fffu;
-    found.largest = max(found.largest, magnitude);
-    if (magnitude != 0) found.least = min(found.least, magnitude);
-    if (zeros == nullptr) continue;
-    const float product = static_cast<float>(zeros[i]) *
-                          scale_to_float(static_cast<std::uint16_t>(magnitude), T == DType::bf16);
-    const auto rounded = bits_as<std::uint16_t>(round_to<T>(product));
-    if (scale_to_float(rounded, T == DType::bf16) != product) found.inexact = 1;
-  }
-  constexpr unsigned kAll = 0xffffffffu;
-  found = {.largest = __reduce_max_sync(kAll, found.largest),
-           .least = ~__reduce_max_sync(kAll, ~found.least),
-           .inexact = __reduce_max_sync(kAll, found.inexact)};
-  if (threadIdx.x % 32 == 0) parts[thread_index() / 32] = found;
-}
+constexpr int kThreads = kElementThreads;
 
 // Repacking. A block of the layout is 8 rows of canonical words and 64 channels, whatever the
 // width: a CTA brings a few blocks to shared memory in rows of 256 bytes and writes them as the
@@ -355,20 +324,6 @@ template cudaError_t spread_groups(const std::uint8_t*, std::int64_t, const std:
                                    std::int64_t, std::int64_t, std::uint8_t*, cudaStream_t);
 template cudaError_t spread_groups(const float*, std::int64_t, const std::int32_t*, std::int64_t,
                                    std::int64_t, float*, cudaStream_t);
-
-template <class Zero>
-cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype, const Zero* zeros,
-                                  std::int64_t count, FusedParameters* parts, cudaStream_t stream) {
-  static_assert(kFusedParts * 32 % kThreads == 0);
-  const auto kernel = dtype == DType::f16 ? fused_parameters<DType::f16, Zero>
-                                          : fused_parameters<DType::bf16, Zero>;
-  return launch_kernel(kernel, dim3(kFusedParts * 32 / kThreads), kThreads, 0, stream, scales,
-                       zeros, count, parts);
-}
-template cudaError_t find_fused_parameters(const std::uint16_t*, DType, const std::uint8_t*,
-                                           std::int64_t, FusedParameters*, cudaStream_t);
-template cudaError_t find_fused_parameters(const std::uint16_t*, DType, const std::uint16_t*,
-                                           std::int64_t, FusedParameters*, cudaStream_t);
 
 cudaError_t decompress_statistics(const Statistics& statistics, DType dtype, std::uint16_t* scales,
                                   float* affine_zeros, cudaStream_t stream) {

@@ -31,18 +31,38 @@ cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* grou
                           std::int64_t kernel_groups, std::int64_t n_padded, Out* out,
                           cudaStream_t stream);
 
+/// What a layer's scales and affine zeros are not, as numbers: bits of a word.
+inline constexpr std::uint32_t kScaleOfOtherType = 1;  ///< a scale is no number of the dtype asked
+inline constexpr std::uint32_t kZeroOfOtherType = 2;   ///< a zero is no finite one
+inline constexpr std::uint32_t kZeroNoInteger = 4;     ///< none is -s z with a z in 0 ... 2^bits
+/// Sets those bits in *found. scales, of scale_dtype, and affine_zeros (or null) are [count].
+cudaError_t find_other_numbers(int bits, const std::uint16_t* scales, DType scale_dtype,
+                               const float* affine_zeros, DType dtype, std::int64_t count,
+                               std::uint32_t* found, cudaStream_t stream);
+/// Of scales without kScaleOfOtherType, in place.
+cudaError_t convert_scales(std::uint16_t* scales, DType from, DType to, std::int64_t count,
+                           cudaStream_t stream);
+/// affine_zeros without kZeroNoInteger -> zeros, z of w = s (q - z).
+cudaError_t find_integer_zeros(const std::uint16_t* scales, DType dtype, const float* affine_zeros,
+                               std::int64_t count, std::uint16_t* zeros, cudaStream_t stream);
+/// values -> rounded, of type dtype.
+cudaError_t round_values(const float* values, DType dtype, std::int64_t count,
+                         std::uint16_t* rounded, cudaStream_t stream);
+
 /// What part of a layer's scales and zeros says about whether one multiply-add makes its weights.
 struct FusedParameters {
-  std::uint32_t largest = 0, least = 0xffff;  ///< bits of magnitudes of scales that are not 0
+  /// Bits of magnitudes of scales, and of affine zeros, too, that are not 0.
+  std::uint32_t largest = 0, least = 0xffff;
   std::uint32_t inexact = 0;  ///< whether a scale times its zero has to be rounded to their type
 };
 /// How many parts there are.
 inline constexpr int kFusedParts = 1024;
-/// -> parts [kFusedParts]. scales and zeros are both [count]; null: zeros are a power of two. For
-/// u8 and u16.
+/// -> parts [kFusedParts]. scales [count]; zeros [count], ZeroCodes of u8 or u16, or null where
+/// they are a power of two or affine; affine_zeros [count], of type dtype, or null.
 template <class Zero>
 cudaError_t find_fused_parameters(const std::uint16_t* scales, DType dtype, const Zero* zeros,
-                                  std::int64_t count, FusedParameters* parts, cudaStream_t stream);
+                                  const std::uint16_t* affine_zeros, std::int64_t count,
+                                  FusedParameters* parts, cudaStream_t stream);
 
 /// Double-quantised statistics on the device; see DoubleQuantized for shapes.
 struct Statistics {

@@ -87,9 +87,10 @@ constexpr int decode_parameter_bytes(const KernelConfig& config, int bits) noexc
   const int zero_bytes = bits == 8 ? 2 : 1;
   return config.warps() * config.stages * (layout_align_k(bits) / 128) * 64 * (2 + zero_bytes);
 }
-/// Bytes of the scales and zeros of 64 channels in one group.
-constexpr int decode_group_bytes(int bits, bool affine) noexcept {
-  return 64 * (2 + (affine ? 4 : bits == 8 ? 2 : 1));
+/// Bytes of the scales and zeros of 64 channels in one group. affine_bytes: of an affine zero; 0:
+/// they are integers.
+constexpr int decode_group_bytes(int bits, int affine_bytes) noexcept {
+  return 64 * (2 + (affine_bytes != 0 ? affine_bytes : bits == 8 ? 2 : 1));
 }
 /// Units of scales and zeros that are on their way with a decode kernel's blocks of weights, or of
 /// which a part is still to be used.
@@ -100,12 +101,12 @@ constexpr int decode_units_ahead(const KernelConfig& config, int bits) noexcept 
 /// Bytes of a ring of scales and zeros for groups of fewer than 128 columns, and for affine zeros
 /// (GroupRing), of all warps; 0 where there is none.
 constexpr int decode_group_ring_bytes(const KernelConfig& config, int bits,
-                                      std::int64_t group_columns, bool affine) noexcept {
+                                      std::int64_t group_columns, int affine_bytes) noexcept {
   if (!multiplies_fixed_point(config) || (bits != 4 && bits != 2)) return 0;
-  if (!affine && group_columns >= 128) return 0;
+  if (affine_bytes == 0 && group_columns >= 128) return 0;
   const auto groups = static_cast<int>(std::max<std::int64_t>(128 / group_columns, 1));
   return config.warps() * decode_units_ahead(config, bits) * groups *
-         decode_group_bytes(bits, affine);
+         decode_group_bytes(bits, affine_bytes);
 }
 /// Bytes of the digits of two rows, with a zero beside each, their sums, and what spreads them over
 /// the banks.
@@ -169,6 +170,17 @@ constexpr bool multiplies_raised_codes(const KernelConfig& config, int bits) noe
 constexpr bool fuses_weights(const KernelConfig& config, int bits) noexcept {
   return config.family == KernelFamily::prefill && config.isa == Isa::sm90a &&
          !multiplies_raised_codes(config, bits) && (bits <= 2 || config.tile_m <= 128);
+}
+
+/// Whether also where zeros are affine, if they are 16-bit numbers. (Of 1 bit a group's two weights
+/// are made once, whatever its zeros.)
+constexpr bool fuses_affine_zeros(int bits) noexcept {
+  return bits > 1;
+}
+/// Whether all other kernels read such zeros in 16 bits, too. (With 8 bits those for one and two
+/// rows, which have no ring for them, would be the slower.)
+constexpr bool reads_narrow_zeros(int bits) noexcept {
+  return bits == 2 || bits == 4;
 }
 
 /// Whether a stage of an sm90a prefill kernel is 128 columns of K and more, not 64: beginning one

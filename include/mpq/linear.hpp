@@ -33,7 +33,9 @@ struct LinearConfig {
 struct PrepareOptions {
   /// Of double-quantised statistics with scales and zeros (GBA), on a CUDA device: true leaves them
   /// packed and kernels decode them where they use them; false decodes them here, once; nothing:
-  /// the plan chooses what is faster (keeps_statistics_packed). Results have the same bits.
+  /// the plan chooses what is faster (keeps_statistics_packed). Results have the same bits where
+  /// the plan cuts K alike, but for 8-bit weights that float32 does not hold: kernels for many rows
+  /// round those once if statistics are decoded here, else twice.
   /// Statistics can be left packed if they are of the activations' type and dq_group_size is a
   /// multiple of 32; true throws Error(unsupported) otherwise.
   std::optional<bool> packed_statistics;
@@ -119,7 +121,9 @@ class Linear {
 
   /// Brings the weights into the kernels' layout on `stream`, once: decompresses double-quantised
   /// statistics or leaves them to the kernels (PrepareOptions), orders act-order columns, repacks
-  /// codes, pads. Frees what was loaded. Idempotent.
+  /// codes, pads. On a CUDA device parameters are kept as what they are as numbers: scales of the
+  /// activations' type where all can be, affine zeros as integers or in 16 bits. Frees what was
+  /// loaded. Idempotent.
   void prepare_params(StreamRef stream = {}) { core_.prepare_params({}, stream); }
   void prepare_params(const PrepareOptions& options, StreamRef stream) {
     core_.prepare_params(options, stream);

@@ -39,12 +39,13 @@ struct Problem {
   std::int64_t n_padded = 0, k_padded = 0;  ///< of the kernel layout
   std::int64_t group_columns = 128;         ///< of a kernel group; k_padded when there is one
   bool gathers = false;                     ///< x is gathered into the workspace first
-  bool fuses = false;                       ///< one multiply-add makes a weight (fuses_weights)
+  bool fuses = false;                       ///< one multiply-add makes a weight (fuses_weights);
+                                            ///< affine zeros are of the activations' type
   bool operator==(const Problem&) const = default;
 };
 
 /// Whether a layer's double-quantised statistics are faster left packed, 1.25 bytes a group and
-/// channel that kernels decode where they use them, than as 6 bytes of scales and affine zeros; for
+/// channel that kernels decode where they use them, than as scales and affine zeros; for
 /// problem.m rows.
 bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device);
 

@@ -109,6 +109,11 @@ double small_groups(const KernelConfig& config, const Problem& problem) {
 
 constexpr std::int64_t kFewRows = 64;
 
+// To a kernel that makes weights by one multiply-add affine zeros of 16 bits are like integers.
+bool fuses(const KernelConfig& config, const Problem& problem) {
+  return problem.fuses && fuses_weights(config, problem.bits);
+}
+
 double groups_factor(const KernelConfig& config, const Problem& problem) {
   if (problem.m > kFewRows) return small_groups(config, problem);
   if (multiplies_raised_codes(config, problem.bits)) {
@@ -117,7 +122,7 @@ double groups_factor(const KernelConfig& config, const Problem& problem) {
   return (problem.bits == 8   ? kRoundingByteGroups
           : problem.bits == 1 ? kRoundingBitGroups
                               : kRoundingGroups)
-      .of(problem);
+      .of(problem, problem.zeros == ZeroKind::affine && !fuses(config, problem));
 }
 
 // Issue slots that a warp needs for 64 channels x 64 columns in groups of 128 and more, its share
@@ -132,7 +137,7 @@ double large_group_slots(const KernelConfig& config, const Problem& problem) {
             : config.tile_m > 8 ? 1.179
                                 : 1);
   }
-  const bool fused = problem.fuses && fuses_weights(config, problem.bits);
+  const bool fused = fuses(config, problem);
   switch (problem.bits) {
     case 8:
       if (config.tile_m <= 16) return fused ? 129 : 144;
@@ -166,8 +171,7 @@ double read_bytes_per_cycle(const DeviceTraits& device, double of_h200) {
          (h200.memory_gb_per_s / h200.sm_count);
 }
 
-double GroupFactors::of(const Problem& problem) const {
-  const bool is_affine = problem.zeros == ZeroKind::affine;
+double GroupFactors::of(const Problem& problem, bool is_affine) const {
   if (problem.group_columns >= 128) return is_affine ? affine : 1;
   if (problem.group_columns >= 64) return is_affine ? affine_of_64 : of_64;
   return is_affine ? affine_of_32 : of_32;
@@ -175,7 +179,8 @@ double GroupFactors::of(const Problem& problem) const {
 
 double bits_read(const Problem& problem) {
   const double integer_bits = problem.bits == 8 ? 32 : 24;  // of a group and channel
-  const double bits = problem.zeros == ZeroKind::affine ? 48 : integer_bits;
+  const double affine_bits = problem.fuses && reads_narrow_zeros(problem.bits) ? 32 : 48;
+  const double bits = problem.zeros == ZeroKind::affine ? affine_bits : integer_bits;
   return problem.bits +
          std::max(bits / static_cast<double>(problem.group_columns) - integer_bits / 128, 0.);
 }

@@ -36,7 +36,8 @@ double least_cycles(const Problem& problem, const DeviceTraits& device);
 struct GroupFactors {
   double of_64 = 1, of_32 = 1;                            // columns of integer zeros
   double affine = 1, affine_of_64 = 1, affine_of_32 = 1;  // affine zeros, of 128 columns and more
-  double of(const Problem& problem) const;
+  double of(const Problem& problem, bool is_affine) const;
+  double of(const Problem& problem) const { return of(problem, problem.zeros == ZeroKind::affine); }
 };
 
 /// Bits of a weight, and of what scales and zeros take more than in groups of 128 and integers.

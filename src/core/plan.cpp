@@ -55,7 +55,9 @@ std::int64_t decode_shared_bytes(const Problem& problem, const KernelConfig& con
                             decode_x_pitch(config, problem.bits, split)) +
          std::int64_t{4} * decode_inbox_floats(config, rows, warps_n, split.cluster) +
          decode_group_ring_bytes(config, problem.bits, problem.group_columns,
-                                 problem.zeros == ZeroKind::affine);
+                                 problem.zeros != ZeroKind::affine ? 0
+                                 : problem.fuses                   ? 2
+                                                                   : 4);
 }
 
 // Splits N and K for a decode kernel: of all ways the one whose estimated time is least. Returns
@@ -244,7 +246,7 @@ bool keeps_statistics_packed(const Problem& problem, const DeviceTraits& device)
   // decoding where groups are small, weights wide and rows few.
   constexpr std::int64_t kLeastWeights = std::int64_t{1} << 25;
   if (!runs_sm90a_code(device)) return false;
-  if (problem.bits == 8) return problem.group_columns <= 32 && problem.m <= 8;
+  if (problem.bits == 8) return problem.group_columns <= 32 && problem.m <= 2;
   const bool large = problem.n_padded * problem.k_padded >= kLeastWeights;
   return problem.bits == 4 && problem.m == 1 && problem.group_columns <= (large ? 64 : 32);
 }

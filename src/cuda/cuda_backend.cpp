@@ -63,7 +63,9 @@ kernels::ForwardArguments CudaBackend::arguments(const ConstMatrix& x, const Mat
           .zeros = parameters_.narrow_zeros.empty()
                        ? static_cast<const void*>(parameters_.zeros.data())
                        : parameters_.narrow_zeros.data(),
-          .affine_zeros = parameters_.affine_zeros.data(),
+          .affine_zeros = parameters_.affine_zeros.empty()
+                              ? static_cast<const void*>(parameters_.narrow_affine_zeros.data())
+                              : parameters_.affine_zeros.data(),
           .statistics = parameters_.statistics.data(),
           .statistic_bases = reinterpret_cast<const uint2*>(parameters_.bases.data()),
           .bias = parameters_.bias.data(),
@@ -99,6 +101,7 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
                          .cluster = chosen.cluster,
                          .multicast = chosen.multicast,
                          .clusters = chosen.clusters,
+                         .affine_zeros = parameters_.narrow_affine_zeros.data(),
                          .shared_bytes = static_cast<std::size_t>(chosen.shared_bytes),
                          .programmatic = chosen.programmatic,
                          .stream = stream.get()};
@@ -135,6 +138,7 @@ void CudaBackend::forward(const ConstMatrix& x, const Matrix& y, const Workspace
                              .clusters = tail.clusters,
                              .first_channel = static_cast<int>(tail.first_channel),
                              .follows = true,
+                             .affine_zeros = parameters_.narrow_affine_zeros.data(),
                              .programmatic = true,
                              .stream = stream.get()};
   check_cuda(kernel_entry(tail.kernel, bits_, config_.dtype).launch(args, rest),

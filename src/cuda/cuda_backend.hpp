@@ -46,6 +46,7 @@ class CudaBackend final : public Backend {
   TensorView zeros() const override {
     if (!parameters_.bases.empty()) return parameters_.bases.view();
     if (!parameters_.affine_zeros.empty()) return parameters_.affine_zeros.view();
+    if (!parameters_.narrow_affine_zeros.empty()) return parameters_.narrow_affine_zeros.view();
     if (!parameters_.narrow_zeros.empty()) return parameters_.narrow_zeros.view();
     return parameters_.zeros.view();
   }
@@ -59,6 +60,9 @@ class CudaBackend final : public Backend {
     DeviceArray<std::uint16_t> scales, zeros;
     DeviceArray<std::uint8_t> narrow_zeros;
     DeviceArray<float> affine_zeros, bias;
+    // Prepared only, where all are numbers of the activations' type; in place of affine_zeros with
+    // the widths of reads_narrow_zeros.
+    DeviceArray<std::uint16_t> narrow_affine_zeros;
     // Prepared only, in place of scales and affine zeros: packed statistics. Bases are two words.
     DeviceArray<std::uint8_t> statistics;
     DeviceArray<std::uint32_t> bases;
@@ -97,10 +101,14 @@ class CudaBackend final : public Backend {
             .fuses = fused_shift_.has_value()};
   }
   kernels::Statistics statistics() const;
-  // Whether one multiply-add could make its weights, as far as the kinds of its parameters tell.
-  bool may_fuse_weights() const {
-    return zero_kind_ != ZeroKind::affine && scale_dtype_ == config_.dtype;
-  }
+  static constexpr std::size_t kFusedPartsBytes =
+      kernels::kFusedParts * sizeof(kernels::FusedParameters);
+  // Finds out what plain parameters, as loaded, are as numbers: scales that are of the activations'
+  // type whatever they are stored as, and affine zeros that are integers, become that. Returns
+  // whether zeros are still affine and, like scales, numbers of the activations' type, and kernels
+  // of this width are the better for it.
+  bool find_numbers(StreamRef stream);
+  // How far scales have to be lowered where one multiply-add makes the layer's weights.
   std::optional<int> find_fused_shift(const Parameters& ready, StreamRef stream) const;
   // Why the statistics cannot stay packed; null if they can.
   const char* why_not_packed() const;

@@ -4,7 +4,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -13,16 +12,10 @@
 
 #include "cuda/cuda_backend.hpp"
 #include "cuda/cuda_error.hpp"
-#include "fused_weights.hpp"
 #include "gather.hpp"
 #include "mpq/error.hpp"
 
 namespace mpq::detail {
-namespace {
-
-constexpr std::size_t kFusedPartsBytes = kernels::kFusedParts * sizeof(kernels::FusedParameters);
-
-}  // namespace
 
 void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   ColumnOrder order = order_columns(bits_, k(), weights.group_size, weights.g_idx);
@@ -147,6 +140,7 @@ void CudaBackend::check_values() const {
   }
   check("the scale", parameters_.scales);
   check("the zero", parameters_.affine_zeros);
+  check("the zero", parameters_.narrow_affine_zeros);
   if (const auto bad = find_non_finite(parameters_.bias, scale_dtype_)) {
     throw Error(ErrorCode::invalid_weights,
                 detail::format("the bias of output channel {} is not finite", *bad));
@@ -160,38 +154,11 @@ std::size_t CudaBackend::prepare_bytes() const {
                                      ? order_.kernel_groups()
                                      : shared_zero_rows(bits_, order_.group_columns);
   std::int64_t bytes = order_.k_padded * bits_ / 8 * n_padded() + 2 * statistics +
-                       (affine ? 4 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
+                       (affine ? 6 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
                        4 * (order_.k_padded + order_.kernel_groups()) +
-                       (may_fuse_weights() ? static_cast<std::int64_t>(kFusedPartsBytes) : 0);
+                       static_cast<std::int64_t>(kFusedPartsBytes);
   if (compressed_) bytes += groups() * n() * (affine ? 6 : 2);  // decoded, not yet in order
   return static_cast<std::size_t>(bytes);
-}
-
-std::optional<int> CudaBackend::find_fused_shift(const Parameters& ready, StreamRef stream) const {
-  if (!may_fuse_weights()) return std::nullopt;
-  std::vector<kernels::FusedParameters> parts(kernels::kFusedParts);
-  DeviceBuffer buffer(device_, kFusedPartsBytes);
-  const auto find = [&](const auto& zeros) {
-    const auto* each = zero_kind_ == ZeroKind::integer ? zeros.data() : nullptr;
-    check_cuda(kernels::find_fused_parameters(
-                   ready.scales.data(), scale_dtype_, each, ready.scales.size(),
-                   static_cast<kernels::FusedParameters*>(buffer.data()), stream.get()),
-               "find_fused_parameters");
-  };
-  if (bits_ < 8) {
-    find(ready.narrow_zeros);
-  } else {
-    find(ready.zeros);
-  }
-  buffer.copy_to_host(parts.data(), kFusedPartsBytes, 0, stream);
-  kernels::FusedParameters all;
-  for (const kernels::FusedParameters& part : parts) {
-    all.largest = std::max(all.largest, part.largest);
-    all.least = std::min(all.least, part.least);
-    all.inexact |= part.inexact;
-  }
-  if (all.inexact != 0) return std::nullopt;
-  return kernels::fused_shift(bits_, scale_dtype_, all.largest, all.least);
 }
 
 void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
@@ -209,6 +176,7 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
                "cudaFuncSetAttribute");
   }
   if (compressed_ && !packed) decompress(parameters_.scales, parameters_.affine_zeros, stream);
+  const bool narrow = !packed && find_numbers(stream);
 
   Parameters ready;
   auto source = upload(device_, order_.source, 1, order_.k_padded, stream);
@@ -230,6 +198,13 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   }
   spread(parameters_.scales, ready.scales);
   spread(parameters_.affine_zeros, ready.affine_zeros);
+  if (narrow) {
+    ready.narrow_affine_zeros = {device_, order_.kernel_groups(), n_padded()};
+    check_cuda(
+        kernels::round_values(ready.affine_zeros.data(), config_.dtype, ready.affine_zeros.size(),
+                              ready.narrow_affine_zeros.data(), stream.get()),
+        "round_values");
+  }
   const auto middle = static_cast<std::uint16_t>(1u << (bits_ - 1));
   const std::int64_t zero_rows = shared_zero_rows(bits_, order_.group_columns);
   const auto count = static_cast<std::size_t>(zero_rows * n_padded());
@@ -261,6 +236,8 @@ void CudaBackend::prepare(const PrepareOptions& options, StreamRef stream) {
   const auto fused_shift = find_fused_shift(ready, stream);
   // What was loaded is freed below: the kernels must have read it.
   check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+  if (!fused_shift) ready.narrow_affine_zeros = {};
+  if (!ready.narrow_affine_zeros.empty() && reads_narrow_zeros(bits_)) ready.affine_zeros = {};
   ready.bias = std::move(parameters_.bias);
   parameters_ = std::move(ready);
   source_ = std::move(source);

@@ -77,6 +77,7 @@ TEST_CASE("forward is right for every kind of layer") {
             .group_size = group_size,
             .zero_kind = zeros,
             .scale_dtype = seed % 3 == 0 ? DType::bf16 : DType::f16,
+            .narrow_zeros = seed / 2 % 2 == 0,
             .act_order = act_order,
             .bias = seed % 2 == 0,
             .seed = seed,
@@ -99,11 +100,14 @@ TEST_CASE("every kernel is right on a small ragged layer", "[small]") {
     for (const bool act_order : {false, true}) {
       if (is_slow() && act_order && zeros == ZeroKind::integer) continue;
       ++layer;
+      const bool narrow = act_order && zeros == ZeroKind::affine;
       const auto weights = random_weights({.bits = bits,
                                            .k = 300,
                                            .n = 70,
                                            .group_size = 128,
                                            .zero_kind = zeros,
+                                           .scale_dtype = narrow ? dtype : DType::f16,
+                                           .narrow_zeros = narrow,
                                            .act_order = act_order,
                                            .bias = true,
                                            .seed = 4});
@@ -221,10 +225,17 @@ TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
 TEST_CASE("one and two rows are right whatever their groups and zeros", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
+  const auto narrow = GENERATE(false, true);  // affine zeros
+  if (narrow && (zeros != ZeroKind::affine || !fuses_affine_zeros(bits))) return;
   const auto group_size = GENERATE(32, 64, 128);
   constexpr std::int64_t kK = 1500, kN = 330;  // several units a warp, several columns
-  const auto weights = random_weights(
-      {.bits = bits, .k = kK, .n = kN, .group_size = group_size, .zero_kind = zeros, .seed = 31});
+  const auto weights = random_weights({.bits = bits,
+                                       .k = kK,
+                                       .n = kN,
+                                       .group_size = group_size,
+                                       .zero_kind = zeros,
+                                       .narrow_zeros = narrow,
+                                       .seed = 31});
   AnyLinear linear(weights, Device::cuda(), DType::f16);
   linear.prepare_params();
   const auto x = random_activations(2, kK, DType::f16, 32);
@@ -238,8 +249,8 @@ TEST_CASE("one and two rows are right whatever their groups and zeros", "[small]
         Reference reference = all;
         reference.rows = m;
         const auto mismatch = find_mismatch(reference, view(y, DType::f16, m, kN), false);
-        INFO(fmt::format("w{} group {} m {} warps_n {} cluster {}", bits, group_size, m, warps_n,
-                         cluster));
+        INFO(fmt::format("w{} narrow {} group {} m {} warps_n {} cluster {}", bits, narrow,
+                         group_size, m, warps_n, cluster));
         if (mismatch) FAIL_CHECK(*mismatch);
       }
     }

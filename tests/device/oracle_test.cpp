@@ -43,6 +43,7 @@ TEST_CASE("one-hot rows read every weight back") {
                              .group_size = shape.group_size,
                              .zero_kind = zeros,
                              .scale_dtype = ++seed % 3 == 0 ? DType::bf16 : DType::f16,
+                             .narrow_zeros = seed / 2 % 2 == 0,
                              .act_order = act_order,
                              .seed = seed};
       const auto weights = random_weights(spec);

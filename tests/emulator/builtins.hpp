@@ -79,6 +79,12 @@ inline unsigned long long atomicMin(unsigned long long* address, unsigned long l
   return old;
 }
 
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  const unsigned old = *address;
+  *address |= value;
+  return old;
+}
+
 // What all lanes' values combine to, from 0 on.
 template <class Combine>
 unsigned reduce_lanes(const char* instruction, unsigned value, const Combine& combine) {
@@ -95,6 +101,9 @@ unsigned reduce_lanes(const char* instruction, unsigned value, const Combine& co
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   return reduce_lanes("__reduce_max_sync", value,
                       [](unsigned a, unsigned b) { return std::max(a, b); });
+}
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  return reduce_lanes("__reduce_or_sync", value, [](unsigned a, unsigned b) { return a | b; });
 }
 inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   return reduce_lanes("__reduce_add_sync", value, [](unsigned a, unsigned b) { return a + b; });

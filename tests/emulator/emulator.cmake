@@ -23,7 +23,7 @@ function(mpq_emulate_cuda target)
   endforeach()
 
   mpq_configure_instances(instances "${there}" .cpp)
-  foreach(file check_values gather prepare quantize)
+  foreach(file check_values gather numbers prepare quantize)
     configure_file("${PROJECT_SOURCE_DIR}/kernels/${file}.cu" "${there}/${file}.cpp" COPYONLY)
     list(APPEND instances "${there}/${file}.cpp")
   endforeach()

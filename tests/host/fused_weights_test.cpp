@@ -66,5 +66,28 @@ TEST_CASE("scales are lowered as far as the largest needs") {
   }
 }
 
+TEST_CASE("zeros become what codes at the first place are, or are lowered like scales") {
+  const auto value = [](std::uint32_t pair, DType dtype) {
+    return to_float(static_cast<std::uint16_t>(pair), dtype);
+  };
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    for (const int bits : {1, 2, 4, 8}) {
+      const float one = std::ldexp(1.f, kernels::fused_code_exponent(bits, dtype, 0));
+      const auto codes = kernels::fused_factors(bits, dtype, 0, /*affine=*/false);
+      CHECK_FALSE(codes.zeros_are_affine);
+      for (unsigned zero = 0; zero <= 1u << bits; ++zero) {
+        const float stored = to_float(static_cast<std::uint16_t>(zero), dtype);
+        REQUIRE(stored * value(codes.zero, dtype) == one * static_cast<float>(zero));
+      }
+      for (const int shift : {0, 1, kernels::most_affine_shift(dtype)}) {
+        const auto affine = kernels::fused_factors(bits, dtype, shift, /*affine=*/true);
+        CHECK(affine.zeros_are_affine);
+        CHECK(value(affine.zero, dtype) == std::ldexp(1.f, -shift));
+        CHECK(affine.scale == kernels::fused_multiplier(bits, dtype, shift));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mpq::test

@@ -64,13 +64,18 @@ void add_plain_statistics(const WeightsSpec& spec, std::size_t size, Random& ran
   } else if (spec.zero_kind == ZeroKind::affine) {
     data.affine_zeros.resize(size);
     for (std::size_t i = 0; i < size; ++i) {
-      // Around the middle of the codes, as asymmetric quantisers place it, but with all of
-      // float32's bits, so that a kernel that rounds b early is found out.
+      // Around the middle of the codes, as asymmetric quantisers place it; where narrow_zeros does
+      // not say otherwise with all of float32's bits, so that a kernel that rounds b early is found
+      // out.
       const int middle = 1 << (spec.bits - 1);
       const double scale = to_float(data.scales[i], spec.scale_dtype);
       data.affine_zeros[i] =
           spec.exact ? static_cast<float>(random.integer(-middle, middle))
                      : static_cast<float>(-scale * (middle + random.normal() * 0.25 * middle));
+      if (spec.narrow_zeros) {
+        data.affine_zeros[i] =
+            to_float(from_float(data.affine_zeros[i], spec.scale_dtype), spec.scale_dtype);
+      }
     }
   }
 }

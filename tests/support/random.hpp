@@ -31,6 +31,8 @@ struct WeightsSpec {
   int group_size = 128;
   ZeroKind zero_kind = ZeroKind::integer;
   DType scale_dtype = DType::f16;
+  /// Affine zeros are numbers of scale_dtype, as MLX and GBA have them.
+  bool narrow_zeros = false;
   /// Input features belong to groups at random. Even seed: a permutation of the usual membership,
   /// as GPTQ makes it. Odd seed: any membership, so groups are irregular and some may be empty.
   bool act_order = false;
