@@ -31,11 +31,12 @@ struct ForwardArguments {
   int zeros_stride;
   int m, n, k;
   int k_padded, n_padded;
-  int group_shift;          ///< log2 of a kernel group's columns; 31: one group
-  bool scales_are_bf16;     ///< else f16, whatever the activations are
-  std::int8_t fused_shift;  ///< the layer's; -1: one multiply-add does not make its weights
-  bool programmatic;        ///< the predecessor in the stream may still be running
-  bool x_is_aligned;        ///< rows_are_aligned(x)
+  int group_shift;       ///< log2 of a kernel group's columns; 31: one group
+  bool scales_are_bf16;  ///< else f16, whatever the activations are
+  /// The layer's; -1: one multiply-add does not make its weights.
+  std::int8_t fused_shift = -1;
+  bool programmatic;  ///< the predecessor in the stream may still be running
+  bool x_is_aligned;  ///< rows_are_aligned(x)
   // Of the decode kernels, as the plan has them; divisions would cost more than the rest of the
   // start.
   int chunks, part;   ///< of KSplit

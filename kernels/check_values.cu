@@ -1,24 +1,22 @@
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 
+#include "elements.cuh"
 #include "launch.cuh"
-#include "mpq/layout.hpp"
 #include "prepare.hpp"
 
 namespace mpq::kernels {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kElementThreads;
 
 // Infinities and NaN have all the bits of `exponent`.
 template <class Value>
 __global__ void __launch_bounds__(kThreads)
     first_non_finite_kernel(const Value* values, Value exponent, std::int64_t count,
                             unsigned long long* first) {
-  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+  for (std::int64_t i = thread_index(); i < count; i += thread_count()) {
     if ((values[i] & exponent) != exponent) continue;
     atomicMin(first, static_cast<unsigned long long>(i));
     return;
@@ -28,10 +26,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class Value>
 cudaError_t find_first(const Value* values, Value exponent, std::int64_t count,
                        unsigned long long* first, cudaStream_t stream) {
-  constexpr std::int64_t kMostBlocks = 1 << 12;
-  const auto blocks = static_cast<unsigned>(std::min(ceil_div(count, kThreads), kMostBlocks));
-  return launch_kernel(first_non_finite_kernel<Value>, dim3(blocks), kThreads, 0, stream, values,
-                       exponent, count, first);
+  return launch_kernel(first_non_finite_kernel<Value>, strided_grid_for(count), kThreads, 0, stream,
+                       values, exponent, count, first);
 }
 
 }  // namespace

@@ -2,14 +2,12 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
 #include "dequant.cuh"
 #include "elements.cuh"
 #include "launch.cuh"
-#include "mpq/layout.hpp"
 #include "prepare.hpp"
 
 namespace mpq::kernels {
@@ -31,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
     other_numbers(float most, const std::uint16_t* __restrict__ scales, bool scales_are_bf16,
                   const float* __restrict__ affine_zeros, bool to_bf16, std::int64_t count,
                   std::uint32_t* __restrict__ found) {
-  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  const std::int64_t step = thread_count();
   std::uint32_t other = 0;
   for (std::int64_t i = thread_index(); i < count; i += step) {
     const auto is_number = [&](float value) {  // NaN is none
@@ -106,9 +104,7 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t find_other_numbers(int bits, const std::uint16_t* scales, DType scale_dtype,
                                const float* affine_zeros, DType dtype, std::int64_t count,
                                std::uint32_t* found, cudaStream_t stream) {
-  constexpr std::int64_t kMostBlocks = 1 << 12;
-  const auto blocks = static_cast<unsigned>(std::min(ceil_div(count, kThreads), kMostBlocks));
-  return launch_kernel(other_numbers, dim3(blocks), kThreads, 0, stream,
+  return launch_kernel(other_numbers, strided_grid_for(count), kThreads, 0, stream,
                        static_cast<float>(1 << bits), scales, scale_dtype == DType::bf16,
                        affine_zeros, dtype == DType::bf16, count, found);
 }

@@ -1,8 +1,11 @@
 // What a layer's parameters are as numbers, and how its weights can be made of them.
 
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cuda/cuda_backend.hpp"

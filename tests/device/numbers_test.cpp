@@ -4,10 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <string>
-#include <vector>
 
-#include "mpq/pack.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
 #include "support/reference.hpp"
@@ -17,12 +14,6 @@ namespace mpq::test {
 namespace {
 
 constexpr std::int64_t kK = 320, kN = 70, kRows = 5;
-
-AnyLinear prepared(const AnyQuantizedWeights& weights, DType dtype) {
-  AnyLinear linear(weights, Device::cuda(), dtype);
-  linear.prepare_params();
-  return linear;
-}
 
 /// The same numbers with affine zeros.
 AnyQuantizedWeights with_affine_zeros(AnyQuantizedWeights weights) {
@@ -59,18 +50,10 @@ void check_same(const AnyQuantizedWeights& weights, const AnyLinear& a, const An
   }
 }
 
-/// Every weight, correctly rounded, from the largest kernels' one-hot rows and the plan's.
+/// Every weight, correctly rounded, from every kernel.
 void check_weights(const AnyQuantizedWeights& weights, DType dtype) {
   const AnyLinear linear = prepared(weights, dtype);
-  const auto dense = dequantize(weights);
-  std::vector<std::uint16_t> expected(dense.size()), x(static_cast<std::size_t>(kK * kK), 0);
-  for (std::int64_t k = 0; k < kK; ++k) {
-    x[static_cast<std::size_t>(k * kK + k)] = from_float(1.f, dtype);
-    for (std::int64_t n = 0; n < kN; ++n) {
-      expected[static_cast<std::size_t>(k * kN + n)] =
-          from_float(dense[static_cast<std::size_t>(n * kK + k)], dtype);
-    }
-  }
+  const auto expected = rounded_weights(weights, dtype), x = one_hot_rows(kK, dtype);
   for (const int kernel : usable_kernels(weights)) {
     if (is_slow() && kernel % 4 != 0) continue;
     INFO(to_string(kKernelTable[static_cast<std::size_t>(kernel)]));

@@ -8,7 +8,6 @@
 #include <limits>
 #include <vector>
 
-#include "mpq/pack.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
 #include "support/reference.hpp"
@@ -23,12 +22,6 @@ struct Shape {
 };
 constexpr std::array kShapes{Shape{300, 130, 128}, Shape{512, 64, 32}, Shape{256, 100, -1},
                              Shape{200, 70, 100},  Shape{77, 33, 7},   Shape{1024, 65, 512}};
-
-AnyLinear prepared(const AnyQuantizedWeights& weights, DType dtype) {
-  AnyLinear linear(weights, Device::cuda(), dtype);
-  linear.prepare_params();
-  return linear;
-}
 
 TEST_CASE("one-hot rows read every weight back") {
   const auto bits = GENERATE(1, 2, 4, 8);
@@ -47,18 +40,8 @@ TEST_CASE("one-hot rows read every weight back") {
                              .act_order = act_order,
                              .seed = seed};
       const auto weights = random_weights(spec);
-      const auto dense = dequantize(weights);
-      std::vector<std::uint16_t> expected(dense.size());
-      for (std::int64_t k = 0; k < shape.k; ++k) {
-        for (std::int64_t n = 0; n < shape.n; ++n) {
-          expected[static_cast<std::size_t>(k * shape.n + n)] =
-              from_float(dense[static_cast<std::size_t>(n * shape.k + k)], dtype);
-        }
-      }
-      std::vector<std::uint16_t> x(static_cast<std::size_t>(shape.k * shape.k), 0);
-      for (std::int64_t k = 0; k < shape.k; ++k) {
-        x[static_cast<std::size_t>(k * shape.k + k)] = from_float(1.f, dtype);
-      }
+      const auto expected = rounded_weights(weights, dtype);
+      const auto x = one_hot_rows(shape.k, dtype);
       const AnyLinear linear = prepared(weights, dtype);
       for (const int kernel : usable_kernels(weights)) {
         INFO(fmt::format("w{} {} zeros {} group {} act-order {} K {} N {} {}", bits,

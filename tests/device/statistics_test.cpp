@@ -29,12 +29,6 @@ WeightsSpec spec_of(int bits, DType dtype, int group_size, std::int64_t dq_group
           .seed = 7};
 }
 
-AnyLinear prepared(const AnyQuantizedWeights& weights, DType dtype, bool packed) {
-  AnyLinear linear(weights, Device::cuda(), dtype);
-  linear.prepare_params({.packed_statistics = packed}, {});
-  return linear;
-}
-
 TEST_CASE("packed statistics give the bits of decoded ones, in every kernel", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
   const auto dtype = GENERATE(DType::f16, DType::bf16);
@@ -45,7 +39,8 @@ TEST_CASE("packed statistics give the bits of decoded ones, in every kernel", "[
   auto spec = spec_of(bits, dtype, group_size, dq_group_size);
   spec.act_order = group_size == 48;
   const auto weights = random_weights(spec);
-  const AnyLinear packed = prepared(weights, dtype, true), plain = prepared(weights, dtype, false);
+  const AnyLinear packed = prepared(weights, dtype, {.packed_statistics = true}),
+                  plain = prepared(weights, dtype, {.packed_statistics = false});
   constexpr std::int64_t kRows = 3;
   const auto x = random_activations(kRows, kK, dtype, 5);
   const Reference reference = reference_forward(weights, view(x, dtype, kRows, kK));
@@ -69,18 +64,19 @@ TEST_CASE("packed statistics give the bits of decoded ones, in every kernel", "[
 
 TEST_CASE("packed statistics are what the layer owns", "[small]") {
   const auto weights = random_weights(spec_of(4, DType::f16, 128, 96));
-  const AnyLinear packed = prepared(weights, DType::f16, true);
+  const AnyLinear packed = prepared(weights, DType::f16, {.packed_statistics = true});
   CHECK(packed.scales().element == ElementType::u8);
   CHECK(packed.scales().shape == std::array<std::int64_t, 2>{3, 192});
   CHECK(packed.zeros().shape == std::array<std::int64_t, 2>{3, 12});
-  CHECK(prepared(weights, DType::f16, false).scales().element == ElementType::u16);
+  CHECK(prepared(weights, DType::f16, {.packed_statistics = false}).scales().element ==
+        ElementType::u16);
 }
 
 TEST_CASE("check_parameters finds what packed statistics decode to", "[small]") {
   auto weights = random_weights(spec_of(4, DType::f16, 128, 96));
-  CHECK_NOTHROW(prepared(weights, DType::f16, true).check_parameters());
+  CHECK_NOTHROW(prepared(weights, DType::f16, {.packed_statistics = true}).check_parameters());
   data_of(weights).double_quantized->scale_scales[3] = 0x7e01;  // group 1, channels from 96 on
-  const AnyLinear bad = prepared(weights, DType::f16, true);
+  const AnyLinear bad = prepared(weights, DType::f16, {.packed_statistics = true});
   CHECK(refuses([&] { bad.check_parameters(); }, ErrorCode::invalid_weights,
                 "scale of group 1, output channel", "not finite"));
 }
@@ -88,9 +84,9 @@ TEST_CASE("check_parameters finds what packed statistics decode to", "[small]") 
 TEST_CASE("statistics that cannot stay packed are refused", "[small]") {
   const auto refused = [](const WeightsSpec& spec, DType dtype, const char* why) {
     const auto weights = random_weights(spec);
-    prepared(weights, dtype, false);
-    return refuses([&] { prepared(weights, dtype, true); }, ErrorCode::unsupported,
-                   "prepare_params: statistics cannot stay packed", why);
+    prepared(weights, dtype, {.packed_statistics = false});
+    return refuses([&] { prepared(weights, dtype, {.packed_statistics = true}); },
+                   ErrorCode::unsupported, "prepare_params: statistics cannot stay packed", why);
   };
   CHECK(refused(spec_of(4, DType::f16, 128, 48), DType::f16, "dq_group_size"));
   CHECK(refused(spec_of(4, DType::f16, 128, 32), DType::bf16, "activations' type"));

@@ -127,6 +127,7 @@ TEST_CASE("statistics stay packed where that was measured to be faster") {
   CHECK_FALSE(packed(4, 1, 128, 8192));
   CHECK_FALSE(packed(4, 2, 32, 8192));
   CHECK_FALSE(packed(8, 1, 64, 8192));
+  CHECK_FALSE(packed(8, 9, 32, 8192));
   CHECK_FALSE(packed(2, 1, 32, 8192));
 }
 

@@ -127,6 +127,27 @@ std::vector<std::uint16_t> rounded(const Reference& reference, DType dtype) {
   return y;
 }
 
+std::vector<std::uint16_t> one_hot_rows(std::int64_t in_features, DType dtype) {
+  std::vector<std::uint16_t> x(static_cast<std::size_t>(in_features * in_features), 0);
+  for (std::int64_t k = 0; k < in_features; ++k) {
+    x[static_cast<std::size_t>(k * in_features + k)] = from_float(1.f, dtype);
+  }
+  return x;
+}
+
+std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, DType dtype) {
+  const std::int64_t in = data_of(weights).in_features, out = data_of(weights).out_features;
+  const auto dense = dequantize(weights);
+  std::vector<std::uint16_t> rounded(dense.size());
+  for (std::int64_t k = 0; k < in; ++k) {
+    for (std::int64_t n = 0; n < out; ++n) {
+      rounded[static_cast<std::size_t>(k * out + n)] =
+          from_float(dense[static_cast<std::size_t>(n * in + k)], dtype);
+    }
+  }
+  return rounded;
+}
+
 std::optional<std::string> find_mismatch(const Reference& reference, const ConstMatrix& y_host,
                                          bool weights_rounded) {
   if (y_host.rows != reference.rows || y_host.cols != reference.cols) {

@@ -24,6 +24,11 @@ Reference reference_forward(const AnyQuantizedWeights& weights, const ConstMatri
 /// The reference's y, rounded to 16 bits: what a kernel must give where every sum is exact.
 std::vector<std::uint16_t> rounded(const Reference& reference, DType dtype);
 
+/// Rows of x [in_features, in_features] that are zero but for a one each: y has weight by weight.
+std::vector<std::uint16_t> one_hot_rows(std::int64_t in_features, DType dtype);
+/// That y [in_features, out_features]: the weights, rounded once.
+std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, DType dtype);
+
 /// Names the first element of y [rows, cols] (16-bit, on the host) outside the bound of the
 /// reference; nothing if there is none. `weights_rounded`: whether the path that made y rounds each
 /// weight to y's 16-bit type, as tensor-core kernels do. NaN and infinities of the reference must

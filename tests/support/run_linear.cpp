@@ -57,6 +57,12 @@ std::vector<std::uint16_t> run_linear(const AnyLinear& linear, const std::vector
   return y;
 }
 
+AnyLinear prepared(const AnyQuantizedWeights& weights, DType dtype, const PrepareOptions& options) {
+  AnyLinear linear(weights, Device::cuda(), dtype);
+  linear.prepare_params(options, {});
+  return linear;
+}
+
 bool is_slow() {
   return traits_of(Device::cuda()).sm_count < 16;
 }

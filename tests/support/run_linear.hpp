@@ -17,6 +17,10 @@ struct RunSpec {
   ForwardOptions options = {};
 };
 
+/// The layer on cuda:0, prepared.
+AnyLinear prepared(const AnyQuantizedWeights& weights, DType dtype,
+                   const PrepareOptions& options = {});
+
 /// Runs `linear` on x, whose first m rows of [.., ldx] are used (see random_activations), and
 /// returns y [m, out_features]. y's memory is poisoned before; what lies around y must still hold
 /// the poison afterwards, else this throws std::runtime_error saying where.
