@@ -67,8 +67,9 @@ constexpr const char* to_string(Mode mode) noexcept {
 /// What a layer's zeros are; in options and results by these names.
 enum class Zeros : std::uint8_t {
   integer,
-  affine,      ///< of the layer's 16-bit type, as MLX and GBA have them
-  affine_f32,  ///< of float32
+  integer_f16,  ///< with scales of float16 whatever the activations are
+  affine,       ///< of the layer's 16-bit type, as MLX and GBA have them
+  affine_f32,   ///< of float32
   none,
   gba,         ///< affine, double-quantised with the scales; packed or not as the plan chooses,
   gba_packed,  ///< packed,
@@ -80,9 +81,9 @@ struct NamedZeros {
   Zeros zeros;
 };
 inline constexpr NamedZeros kZeros[] = {
-    {"int", Zeros::integer},        {"affine", Zeros::affine}, {"affine-f32", Zeros::affine_f32},
-    {"none", Zeros::none},          {"gba", Zeros::gba},       {"gba-packed", Zeros::gba_packed},
-    {"gba-plain", Zeros::gba_plain}};
+    {"int", Zeros::integer},           {"int-f16", Zeros::integer_f16}, {"affine", Zeros::affine},
+    {"affine-f32", Zeros::affine_f32}, {"none", Zeros::none},           {"gba", Zeros::gba},
+    {"gba-packed", Zeros::gba_packed}, {"gba-plain", Zeros::gba_plain}};
 
 constexpr std::string_view to_string(Zeros zeros) noexcept {
   for (const NamedZeros& named : kZeros) {
@@ -94,9 +95,9 @@ constexpr bool double_quantized(Zeros zeros) noexcept {
   return zeros == Zeros::gba || zeros == Zeros::gba_packed || zeros == Zeros::gba_plain;
 }
 constexpr ZeroKind kind_of(Zeros zeros) noexcept {
-  return zeros == Zeros::integer ? ZeroKind::integer
-         : zeros == Zeros::none  ? ZeroKind::none
-                                 : ZeroKind::affine;
+  return zeros == Zeros::integer || zeros == Zeros::integer_f16 ? ZeroKind::integer
+         : zeros == Zeros::none                                 ? ZeroKind::none
+                                                                : ZeroKind::affine;
 }
 
 /// A layer to be built.
@@ -115,11 +116,11 @@ struct LayerSpec {
   }
   /// Bytes of codes, scales and zeros as a checkpoint stores them.
   double packed_bytes() const noexcept {
-    const double statistic_bytes = zeros == Zeros::integer      ? 2.0 + bits / 8.0
-                                   : zeros == Zeros::affine     ? 4.0
-                                   : zeros == Zeros::affine_f32 ? 6.0
-                                   : double_quantized(zeros)    ? 1.0 + 8.0 / kDqGroupSize
-                                                                : 2.0;
+    const double statistic_bytes = kind_of(zeros) == ZeroKind::integer ? 2.0 + bits / 8.0
+                                   : zeros == Zeros::affine            ? 4.0
+                                   : zeros == Zeros::affine_f32        ? 6.0
+                                   : double_quantized(zeros)           ? 1.0 + 8.0 / kDqGroupSize
+                                                                       : 2.0;
     const auto n = static_cast<double>(shape.n);
     return n * static_cast<double>(shape.k) * bits / 8.0 +
            n * static_cast<double>(groups()) * statistic_bytes;

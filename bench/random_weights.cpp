@@ -79,7 +79,7 @@ AnyQuantizedWeights make_random_weights(const LayerSpec& spec, bool act_order, b
   w.in_features = spec.shape.k;
   w.out_features = spec.shape.n;
   w.group_size = spec.group_size;
-  w.dtype = spec.dtype;
+  w.dtype = spec.zeros == Zeros::integer_f16 ? DType::f16 : spec.dtype;
   w.zero_kind = kind_of(spec.zeros);
 
   const auto n = static_cast<std::size_t>(spec.shape.n);
@@ -98,9 +98,9 @@ AnyQuantizedWeights make_random_weights(const LayerSpec& spec, bool act_order, b
     w.double_quantized = random_statistics(spec, exponent, range, stream(1));
   } else {
     fill(w.scales, statistics, stream(1),
-         [&](std::uint64_t random) { return random_scale(random, exponent, spec.dtype); });
+         [&](std::uint64_t random) { return random_scale(random, exponent, w.dtype); });
   }
-  if (spec.zeros == Zeros::integer) {
+  if (w.zero_kind == ZeroKind::integer) {
     fill(w.zeros, statistics, stream(2), [&](std::uint64_t random) {
       return static_cast<std::uint16_t>((random >> 32) % zero_count);
     });

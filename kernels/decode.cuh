@@ -275,15 +275,31 @@ __global__ void __launch_bounds__(kKernelTable[Row].threads(), kKernelTable[Row]
         }
         return;
       }
-      if (!general) {
+      // (Left to itself the compiler calls it where it is long, and uniform registers end there.)
+      const auto run_small = [&]<DType kScales>() __attribute__((always_inline)) {
         if (kUnitSum < Layout::kAlignK && has_groups.template operator()<kUnitSum>()) {
           if constexpr (kUnitSum < Layout::kAlignK) {
-            run.template operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::small_ring>>();
+            run.template
+            operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::small_ring, kScales>>();
           }
         } else {
-          run.template operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::small_ring>>();
+          run.template
+          operator()<DigitMultiplier<WBits, T, C, kFew, ParameterWay::small_ring, kScales>>();
         }
-        return;
+      };
+      if (!general) return run_small.template operator()<T>();
+      if constexpr (T == DType::bf16) {
+        if (args.zeros != nullptr && !has_groups.template operator()<Layout::kAlignK>()) {
+          return run_small.template operator()<DType::f16>();
+        }
+      }
+    }
+    if constexpr (T == DType::bf16 && WBits > 1) {
+      // (bfloat16 scales under float16 are few: prepare_params.)
+      if (args.zeros != nullptr && !args.scales_are_bf16 &&
+          has_groups.template operator()<Layout::kAlignK>()) {
+        return run.template
+        operator()<DigitMultiplier<WBits, T, C, kAll, ParameterWay::ring, DType::f16>>();
       }
     }
     if (WBits != 1 && are_of_a_group.template operator()<kAll>()) {

@@ -233,12 +233,14 @@ class DigitSums {
   float total_[2 * kTiles];
 };
 
-/// Sums end after kEnd products: with ParameterWay::ring those of a unit.
-template <int WBits, DType T, KernelConfig C, int kEnd, ParameterWay kWay_>
+/// Sums end after kEnd products: with ParameterWay::ring those of a unit. kScales: the type of
+/// scales that come by a ring.
+template <int WBits, DType T, KernelConfig C, int kEnd, ParameterWay kWay_, DType kScales_ = T>
 class DigitMultiplier {
  public:
   using Shape = DigitShape<WBits>;
   static constexpr ParameterWay kWay = kWay_;
+  static constexpr DType kScales = kScales_;
   static constexpr bool kWhole = kWay == ParameterWay::ring, kHalves = true;
   using Sums = DigitSums<WBits, T, C, kWay>;
   static constexpr int kEnds = Shape::kUnitProducts / kEnd;  // of a unit

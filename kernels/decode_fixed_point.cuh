@@ -115,8 +115,8 @@ struct Streams {
 };
 
 /// The CTA's work. Multiplier: x in the form that it multiplies, in shared memory behind x itself,
-/// and how (DigitMultiplier, PlaneMultiplier, SelectionMultiplier); kWay: how its parameters come;
-/// kLeastRows, kMostRows: of x that it writes at a time.
+/// and how (DigitMultiplier, PlaneMultiplier, SelectionMultiplier); kWay: how its parameters come,
+/// kScales: of which type, by a ring; kLeastRows, kMostRows: of x that it writes at a time.
 template <int WBits, DType T, KernelConfig C, class Multiplier>
 __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
                                                    DecodeStorage<C>& storage,
@@ -153,13 +153,13 @@ __device__ __forceinline__ void decode_fixed_point(const ForwardArguments& args,
   const auto streams = [&] {
     constexpr ParameterWay kWay = Multiplier::kWay;
     if constexpr (kWay == ParameterWay::ring) {
-      using Ring = ParameterRing<WBits, T, C, Multiplier::kHalves>;
+      using Ring = ParameterRing<WBits, Multiplier::kScales, C, Multiplier::kHalves>;
       using Copier = typename Ring::Copier;
       unsigned char* ring = slice - (C.warps() - warp) * Ring::kBytes;
       return Streams<WeightStream<WBits, C, UnitRuns, kUnitBlocks, Copier>, Ring>{
           {args, storage.ring[warp], lane, runs, Copier(args, ring, runs, lane)}, {ring, lane}};
     } else if constexpr (kWay != ParameterWay::memory) {
-      using Ring = GroupRing<WBits, T, C, kWay, Multiplier::kEnds>;
+      using Ring = GroupRing<WBits, Multiplier::kScales, C, kWay, Multiplier::kEnds>;
       using Copier = typename Ring::Copier;
       // Behind the inboxes.
       const int slots = 1 << args.slots_shift;

@@ -18,8 +18,8 @@ namespace mpq::kernels {
 /// How scales and zeros come to the lanes.
 enum class ParameterWay : std::uint8_t {
   memory,       ///< of any kind and groups: each lane reads its own, a sum ahead (UnitParameters)
-  ring,         ///< integer zeros, scales of the activations' type, groups of 128 columns and more
-                ///< (ParameterRing)
+  ring,         ///< integer zeros, scales of the activations' type or float16, groups of 128
+                ///< columns and more (ParameterRing)
   small_ring,   ///< the same, groups of 64 and 32 (GroupRing)
   affine_ring,  ///< affine zeros of float32, scales of the activations' type, any groups
   narrow_ring,  ///< affine zeros, too, of the activations' type
@@ -140,9 +140,9 @@ __device__ __forceinline__ void read_words(std::uint32_t* words, const unsigned 
 }
 
 /// The same by way of a ring in shared memory, asked for with their weights: what waits behind
-/// these does not come sooner. For integer zeros and scales of the activations' type, and groups of
-/// 128 columns and more. kHalves: of the two of a unit of 256 the third and fourth of four lanes
-/// have the upper one; else each lane has one after the other.
+/// these does not come sooner. For integer zeros and scales of type T, and groups of 128 columns
+/// and more. kHalves: of the two of a unit of 256 the third and fourth of four lanes have the upper
+/// one; else each lane has one after the other.
 template <int WBits, DType T, KernelConfig C, bool kHalves>
 class ParameterRing {
  public:

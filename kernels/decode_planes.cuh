@@ -295,6 +295,7 @@ class PlaneMultiplier {
   using Shape = PlaneShape;
   static constexpr bool kWhole = kWhole_, kHalves = true;
   static constexpr ParameterWay kWay = kWhole ? ParameterWay::ring : ParameterWay::memory;
+  static constexpr DType kScales = T;
   using Sums = PlaneSums<T, C, kWhole>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = Shape::kFixedBits;
   static constexpr int kLeastRows = 1, kMostRows = 1;

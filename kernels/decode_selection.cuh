@@ -134,6 +134,7 @@ class SelectionMultiplier {
   using Shape = SelectionShape;
   static constexpr bool kHalves = false;
   static constexpr ParameterWay kWay = kWhole_ ? ParameterWay::ring : ParameterWay::memory;
+  static constexpr DType kScales = T;
   using Sums = DigitSums<1, T, C, kWay>;
   static constexpr int kTiles = DecodeStorage<C>::kTiles, kFixedBits = 30;
   /// A second row that is not there reaches only itself.

@@ -90,6 +90,16 @@ __device__ __forceinline__ float2 to_float2(Pair<T> pair) {
   }
 }
 
+/// The half of a pair that is channel h's, twice: an instruction takes which half as it reads.
+template <DType T>
+__device__ __forceinline__ Pair<T> both(Pair<T> pair, int h) {
+  if constexpr (T == DType::f16) {
+    return h == 0 ? __low2half2(pair) : __high2half2(pair);
+  } else {
+    return h == 0 ? __low2bfloat162(pair) : __high2bfloat162(pair);
+  }
+}
+
 /// The codes of 8 bits of k-step `step` (0 or 1) in a layout word.
 __device__ __forceinline__ std::uint32_t byte_codes(std::uint32_t word, int step) {
   return __byte_perm(word, 0, step == 0 ? 0x4240 : 0x4341);

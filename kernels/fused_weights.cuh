@@ -45,7 +45,7 @@ class FusedWeights {
     const std::uint32_t codes =
         WBits == 8 ? byte_codes(word, step) : shifted & (kMask << (kBit + WBits * place));
     return bits_as<std::uint32_t>(
-        __hfma2(bits_as<Pair<T>>(codes), both(multipliers_[place], h), both(offset_, h)));
+        __hfma2(bits_as<Pair<T>>(codes), both<T>(multipliers_[place], h), both<T>(offset_, h)));
   }
 
  private:
@@ -55,15 +55,6 @@ class FusedWeights {
     if (exponent == 0) return pair;
     return __hmul2(pair, bits_as<Pair<T>>(pair_of_power<T>(exponent)));
   }
-  // Channel h's half of a pair, twice: which half an instruction takes as it reads.
-  static __device__ __forceinline__ Pair<T> both(Pair<T> pair, int h) {
-    if constexpr (T == DType::f16) {
-      return h == 0 ? __low2half2(pair) : __high2half2(pair);
-    } else {
-      return h == 0 ? __low2bfloat162(pair) : __high2bfloat162(pair);
-    }
-  }
-
   Pair<T> multipliers_[kPlaces], offset_;
 };
 

@@ -1,71 +1,91 @@
 #pragma once
-// Weights of any kind of zeros and scales, rounded once to the activations' type: what products of
+// Weights of any kind of zeros and scales, rounded to the activations' type: what products of
 // rounded weights are made from where FusedWeights and Codes will not do.
 
 #include <cstdint>
 
 #include "dequant.cuh"
+#include "general_weights.hpp"
 #include "ptx/prmt.cuh"
+#include "ptx/rcp.cuh"
 
 namespace mpq::kernels {
 
-/// s (q - z) or s q + b of one channel in one group, from float32.
-template <int WBits, DType T>
-class GeneralWeights {
- public:
-  GeneralWeights() = default;
-  /// zeros: of two channels, of which this is the h-th; where zeros are affine 0, else the offset
-  /// is.
-  __device__ __forceinline__ GeneralWeights(float scale, std::uint32_t zeros, int h, float offset)
-      : scale_(Codes<WBits, T>::scale(scale)),
-        offset_(offset),
-        zero_(Codes<WBits, T>::zero_of_stored(&zeros, h)) {}
-
-  /// The pair of k-step `step` in a layout word.
-  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step) const {
-    const float2 codes = to_float2<T>(Codes<WBits, T>::fragment(word, step, zero_));
-    return bits_as<std::uint32_t>(
-        round_to_pair<T>(__fmaf_rn(scale_, codes.x, offset_), __fmaf_rn(scale_, codes.y, offset_)));
-  }
-
- private:
-  float scale_, offset_;
-  typename Codes<WBits, T>::Zero zero_;
-};
-
-/// What is added to s q: -s z or b. (One of the two is 0, and sums of such products are exact.)
+/// What is added to s q: -s z or b. (One of the two is 0.) zeros: of two channels, of which this is
+/// the h-th.
 template <int WBits>
 __device__ __forceinline__ float offset_of(float scale, std::uint32_t zeros, int h, float offset) {
   constexpr unsigned kBits = 8 * sizeof(ZeroCode<WBits>);
   return __fmaf_rn(-scale, static_cast<float>(zeros >> (kBits * h) & ((1u << kBits) - 1)), offset);
 }
 
-/// In float16 a masked word is codes as they are, multiples of the least subnormal number.
-template <int WBits>
-requires(WBits >= 2) class GeneralWeights<WBits, DType::f16> {
+/// s (q - z) or s q + b of two channels in one group, in 16-bit arithmetic: b is c - s z with a z
+/// of so few bits that q - z is exact, which leaves next to nothing for c, and that is all that is
+/// rounded before the weight is. Of integer zeros c is 0, and weights of up to 4 bits are rounded
+/// once. Else |c| is at most s / 2 times the last place of z, so but for weights that are a small
+/// part of s they are within 0.51 ulp (bfloat16: 0.53; where c is subnormal in float16, and 2^-25).
+/// Scales are below general_scale_limit.
+template <int WBits, DType T>
+class GeneralWeights {
  public:
   GeneralWeights() = default;
-  __device__ __forceinline__ GeneralWeights(float scale, std::uint32_t zeros, int h, float offset)
-      : offset_(offset_of<WBits>(scale, zeros, h, offset)) {
-#pragma unroll
-    for (int place = 0; place < kPlaces; ++place) {
-      scales_[place] = scale * float_power(24 - WBits * place);
+  /// zeros: of both channels; where zeros are affine 0, else `affine` is. most_zero:
+  /// general_most_zero, or 0 where `affine` are numbers of T, which c then is.
+  __device__ __forceinline__ GeneralWeights(float2 scales, std::uint32_t zeros, float2 affine,
+                                            float most_zero) {
+    const Split low = split(scales.x, offset_of<WBits>(scales.x, zeros, 0, affine.x), most_zero);
+    const Split high = split(scales.y, offset_of<WBits>(scales.y, zeros, 1, affine.y), most_zero);
+    scales_ = round_to_pair<T>(low.scale, high.scale);
+    zeros_ = round_to_pair<T>(low.zero, high.zero);
+    rests_ = round_to_pair<T>(low.rest, high.rest);
+    if constexpr (kSplitsScales) {
+      const float2 rounded = to_float2<T>(scales_);
+      scale_rests_ = round_to_pair<T>(low.scale - rounded.x, high.scale - rounded.y);
     }
   }
-  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step) const {
+
+  /// The pair of k-step `step` in a layout word of channel h.
+  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step, int h) const {
     constexpr std::uint32_t kMask = ((1u << WBits) - 1) * 0x00010001u;
-    const int place = step % kPlaces, shift = WBits * place;
+    const int shift = WBits * (step % kPlaces);
     const std::uint32_t masked =
         WBits == 8 ? byte_codes(word, step) : word >> (WBits * step - shift) & kMask << shift;
-    const float2 codes = to_float2<DType::f16>(bits_as<Pair<DType::f16>>(masked));
-    const float scale = scales_[place];
-    return bits_as<std::uint32_t>(round_to_pair<DType::f16>(__fmaf_rn(scale, codes.x, offset_),
-                                                            __fmaf_rn(scale, codes.y, offset_)));
+    const Pair<T> difference =
+        __hfma2(bits_as<Pair<T>>(masked), bits_as<Pair<T>>(pair_of_power<T>(kRaise - shift)),
+                both<T>(zeros_, h));
+    Pair<T> rest = both<T>(rests_, h);
+    if constexpr (kSplitsScales) rest = __hfma2(difference, both<T>(scale_rests_, h), rest);
+    return bits_as<std::uint32_t>(__hfma2(difference, both<T>(scales_, h), rest));
   }
 
  private:
-  static constexpr int kPlaces = WBits == 8 ? 1 : 2;
-  float scales_[kPlaces], offset_;
+  // In a masked word codes are multiples of the least subnormal number (see Codes). The largest
+  // power of two makes 2^-kLowered of them, so q - z is lowered and scales are raised.
+  static constexpr int kPlaces = WBits == 8 ? 1 : 8 / WBits;
+  static constexpr int kRaise = exponent_bias(T);
+  static constexpr int kLowered = general_lowered(T);
+  // Of float16 scales a bfloat16 number is the larger part only; the rest times q - z is exact with
+  // 4 bits and fewer, too.
+  static constexpr bool kSplitsScales = T == DType::bf16;
+
+  struct Split {
+    float scale, zero, rest;  // raised; lowered, with the sign of what is added; c
+  };
+  static __device__ __forceinline__ Split split(float scale, float offset, float most_zero) {
+    constexpr float kMost = general_most_zero(WBits, T);
+    // Adding and subtracting it leaves of z what q - z has bits for.
+    constexpr float kRounds = 1.5f * kMost * static_cast<float>(1 << (22 - mantissa_bits(T)));
+    Split result;
+    result.scale = scale * static_cast<float>(1 << kLowered);
+    // Any z between 0 and 2^WBits will do, and the one that is 0 / 0.
+    float zero = -offset * ptx::reciprocal(result.scale);
+    zero = kMost <= 1 ? __saturatef(zero) : fmaxf(zero, 0.f);
+    result.zero = kRounds - (kRounds + fminf(zero, most_zero));
+    result.rest = __fmaf_rn(result.scale, -result.zero, offset);
+    return result;
+  }
+
+  Pair<T> scales_, zeros_, rests_, scale_rests_;
 };
 
 /// Of 1 bit there are two, which each group has made; codes pick. (Of 2 bits, four: as many
@@ -74,19 +94,25 @@ template <DType T>
 class GeneralWeights<1, T> {
  public:
   GeneralWeights() = default;
-  __device__ __forceinline__ GeneralWeights(float scale, std::uint32_t zeros, int h, float offset) {
-    const float zero = offset_of<1>(scale, zeros, h, offset);
-    const auto both = bits_as<std::uint32_t>(round_to_pair<T>(zero, scale + zero));
-    zero_ = __byte_perm(both, 0, 0x1010);
-    flips_ = zero_ ^ __byte_perm(both, 0, 0x3232);
+  __device__ __forceinline__ GeneralWeights(float2 scales, std::uint32_t zeros, float2 affine,
+                                            float /*most_zero*/) {
+    make(0, scales.x, offset_of<1>(scales.x, zeros, 0, affine.x));
+    make(1, scales.y, offset_of<1>(scales.y, zeros, 1, affine.y));
   }
-  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step) const {
+  __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step, int h) const {
     const std::uint32_t signs = word << (7 - step % 8);
-    return zero_ ^ (flips_ & (step < 8 ? ptx::spread_sign<0>(signs) : ptx::spread_sign<1>(signs)));
+    return zero_[h] ^
+           (flips_[h] & (step < 8 ? ptx::spread_sign<0>(signs) : ptx::spread_sign<1>(signs)));
   }
 
  private:
-  std::uint32_t zero_, flips_;  // the weight of 0, what that of 1 has other, twice each
+  __device__ __forceinline__ void make(int h, float scale, float offset) {
+    const auto both = bits_as<std::uint32_t>(round_to_pair<T>(offset, scale + offset));
+    zero_[h] = __byte_perm(both, 0, 0x1010);
+    flips_[h] = zero_[h] ^ __byte_perm(both, 0, 0x3232);
+  }
+
+  std::uint32_t zero_[2], flips_[2];  // the weight of 0, what that of 1 has other, twice each
 };
 
 }  // namespace mpq::kernels

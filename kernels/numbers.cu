@@ -7,6 +7,7 @@
 
 #include "dequant.cuh"
 #include "elements.cuh"
+#include "general_weights.hpp"
 #include "launch.cuh"
 #include "prepare.hpp"
 
@@ -27,8 +28,8 @@ __device__ float nearest_zero(float scale, float affine_zero) {
 
 __global__ void __launch_bounds__(kThreads)
     other_numbers(float most, const std::uint16_t* __restrict__ scales, bool scales_are_bf16,
-                  const float* __restrict__ affine_zeros, bool to_bf16, std::int64_t count,
-                  std::uint32_t* __restrict__ found) {
+                  const float* __restrict__ affine_zeros, bool to_bf16, float scale_limit,
+                  std::int64_t count, std::uint32_t* __restrict__ found) {
   const std::int64_t step = thread_count();
   std::uint32_t other = 0;
   for (std::int64_t i = thread_index(); i < count; i += step) {
@@ -37,6 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     };
     const float scale = scale_to_float(scales[i], scales_are_bf16);
     if (!is_number(scale)) other |= kScaleOfOtherType;
+    if (!(std::fabs(scale) < scale_limit)) other |= kScaleTooLarge;
     if (affine_zeros == nullptr) continue;
     const float affine = affine_zeros[i];
     if (!is_number(affine) || std::isinf(affine)) other |= kZeroOfOtherType;
@@ -106,7 +108,8 @@ cudaError_t find_other_numbers(int bits, const std::uint16_t* scales, DType scal
                                std::uint32_t* found, cudaStream_t stream) {
   return launch_kernel(other_numbers, strided_grid_for(count), kThreads, 0, stream,
                        static_cast<float>(1 << bits), scales, scale_dtype == DType::bf16,
-                       affine_zeros, dtype == DType::bf16, count, found);
+                       affine_zeros, dtype == DType::bf16, general_scale_limit(dtype), count,
+                       found);
 }
 
 cudaError_t convert_scales(std::uint16_t* scales, DType from, DType to, std::int64_t count,

@@ -98,8 +98,9 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     typename Codes<WBits, T>::Zero zero;
   };
   // Of two channels.
-  using EachParameters = std::conditional_t<kGeneral, GeneralWeights<WBits, T>, PairParameters>;
-  using Parameters = std::conditional_t<kFused, FusedWeights<WBits, T>, EachParameters[2]>;
+  using Parameters =
+      std::conditional_t<kFused, FusedWeights<WBits, T>,
+                         std::conditional_t<kGeneral, GeneralWeights<WBits, T>, PairParameters[2]>>;
 
   __device__ __forceinline__ void hold_sums() {
 #pragma unroll
@@ -197,6 +198,12 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
                                     : WBits == 8 ? stored.zeros
                                                  : __byte_perm(stored.zeros, 0, 0x4140);
         parameters_[t] = Parameters(stored.scales, zeros, factors);
+      } else if constexpr (kGeneral) {
+        const auto scale = [&](std::uint32_t bits) {
+          return scale_to_float(static_cast<std::uint16_t>(bits), args_.scales_are_bf16);
+        };
+        parameters_[t] = Parameters(float2{scale(stored.scales), scale(stored.scales >> 16)},
+                                    stored.zeros, stored.affine, cluster_.most_zero);
       } else {
         load_each(parameters_[t], stored);
       }
@@ -217,29 +224,21 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
     return static_cast<unsigned>(cluster_.strip_zeros) * 8u;
   }
 
-  __device__ __forceinline__ void load_each(EachParameters (&to)[2],
+  __device__ __forceinline__ void load_each(PairParameters (&to)[2],
                                             const typename Base::StoredParameters& stored) const {
     using Codes = Codes<WBits, T>;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if constexpr (kGeneral) {
-        const float scale = scale_to_float(static_cast<std::uint16_t>(stored.scales >> (16 * h)),
-                                           args_.scales_are_bf16);
-        to[h] = {scale, stored.zeros, h, h == 0 ? stored.affine.x : stored.affine.y};
-      } else {
-        to[h].scale =
-            Codes::scale(bits_as<Pair<T>>(__byte_perm(stored.scales, 0, h == 0 ? 0x1010 : 0x3232)));
-        to[h].zero = Codes::zero_of_stored(&stored.zeros, h);
-      }
+      to[h].scale =
+          Codes::scale(bits_as<Pair<T>>(__byte_perm(stored.scales, 0, h == 0 ? 0x1010 : 0x3232)));
+      to[h].zero = Codes::zero_of_stored(&stored.zeros, h);
     }
   }
 
-  // Two weights of one channel, rounded once to the activations' type.
+  // Two weights of one channel, rounded to the activations' type.
   __device__ __forceinline__ std::uint32_t weight_pair(std::uint32_t word, int step, int t, int h) {
-    if constexpr (kFused) {
+    if constexpr (kFused || kGeneral) {
       return parameters_[t].pair(word, step, h);
-    } else if constexpr (kGeneral) {
-      return parameters_[t][h].pair(word, step);
     } else {
       const PairParameters& parameters = parameters_[t][h];
       const Pair<T> codes = Codes<WBits, T>::fragment(word, step, parameters.zero,

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "general_weights.hpp"
 #include "launch.cuh"
 #include "prefill_sm90.cuh"
 #include "tensor_map.hpp"
@@ -50,6 +51,9 @@ struct HopperPrefillLaunch {
     full.followed = launch.followed;
     full.follows = launch.follows;
     const bool fuses = uses_fused_weights(full, launch);
+    const bool narrow =
+        args.statistics != nullptr || (args.zeros == nullptr && args.fused_shift >= 0);
+    full.most_zero = narrow ? 0 : general_most_zero(WBits, T);
     cudaError_t status = cudaSuccess;
     if (full.x_by_tma) status = encode_x(full);
     full.y_by_pieces = args.n % 8 == 0 && rows_are_aligned(args.y, args.ldy, args.m);

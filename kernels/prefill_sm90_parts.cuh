@@ -41,6 +41,7 @@ struct HopperPrefillArguments {
   bool y_by_pieces;       ///< y's rows are whole pieces of 16 bytes, aligned
   bool zeros_are_affine;  ///< of FusedWeights' layer: `zeros` are not ZeroCodes but of 16 bits
   std::uint32_t fused_zero;  ///< what zeros are multiplied by, in FusedWeights
+  float most_zero;           ///< of GeneralWeights
   /// [m, k] halves, boxes [x_rows][64], 128-byte swizzle; or [k / 64][m][64], boxes of a stage.
   CUtensorMap x;
   CUtensorMap last_x;  ///< the same with boxes of the rows that are left for the last of them

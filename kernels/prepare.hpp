@@ -35,6 +35,7 @@ cudaError_t spread_groups(const In* in, std::int64_t n, const std::int32_t* grou
 inline constexpr std::uint32_t kScaleOfOtherType = 1;  ///< a scale is no number of the dtype asked
 inline constexpr std::uint32_t kZeroOfOtherType = 2;   ///< a zero is no finite one
 inline constexpr std::uint32_t kZeroNoInteger = 4;     ///< none is -s z with a z in 0 ... 2^bits
+inline constexpr std::uint32_t kScaleTooLarge = 8;     ///< a scale is not below general_scale_limit
 /// Sets those bits in *found. scales, of scale_dtype, and affine_zeros (or null) are [count].
 cudaError_t find_other_numbers(int bits, const std::uint16_t* scales, DType scale_dtype,
                                const float* affine_zeros, DType dtype, std::int64_t count,

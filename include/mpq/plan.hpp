@@ -41,6 +41,9 @@ struct Problem {
   bool gathers = false;                     ///< x is gathered into the workspace first
   bool fuses = false;                       ///< one multiply-add makes a weight (fuses_weights);
                                             ///< affine zeros are of the activations' type
+  bool scales_are_large = false;            ///< too large for the sm90a prefill kernels: 128 (f16)
+                                            ///< or 2^122 (bf16) and more, where zeros are affine or
+                                            ///< scales not of the activations' type
   bool operator==(const Problem&) const = default;
 };
 

@@ -89,10 +89,10 @@ const FewRowCosts& few_row_costs(const KernelConfig& config, const Problem& prob
 }
 
 // By how much small groups and affine zeros lengthen dequantising for up to 64 rows: more scales,
-// sums that end sooner, and weights that are made in float32.
-constexpr GroupFactors kRoundingGroups{0.976, 1, 1.63, 1.8, 2};
+// sums that end sooner, and affine zeros of float32 to take apart.
+constexpr GroupFactors kRoundingGroups{0.976, 1, 1.1, 1.25, 1.7};
 constexpr GroupFactors kRoundingBitGroups{0.976, 1, 1.25, 1.4, 1.75};
-constexpr GroupFactors kRoundingByteGroups{1.18, 1.18, 2, 2.1, 2.2};
+constexpr GroupFactors kRoundingByteGroups{1.18, 1.18, 1.1, 1.15, 1.15};
 constexpr GroupFactors kRaisingGroups[3]{// 8, 16 and 32 rows
                                          {1.05, 1.55, 1.07, 1.36, 2.15},
                                          {1.3, 2.16, 1.1, 1.76, 2.48},

@@ -229,7 +229,8 @@ int fastest(const Problem& problem, const DeviceTraits& device, const ForwardOpt
 }
 
 int choose(const Problem& problem, const DeviceTraits& device, const ForwardOptions& options) {
-  if (runs_sm90a_code(device) && problem.group_columns >= kLeastGroup) {
+  if (runs_sm90a_code(device) && problem.group_columns >= kLeastGroup &&
+      !problem.scales_are_large) {
     return fastest(problem, device, options);
   }
   const int decode = smallest_decode(problem, device, options);
@@ -307,6 +308,11 @@ Plan plan(const Problem& problem, const DeviceTraits& device, const ForwardOptio
     throw Error(ErrorCode::unsupported,
                 detail::format("plan: {} takes groups of {} columns and more, the layer has {}",
                                to_string(config), kLeastGroup, problem.group_columns));
+  }
+  if (problem.scales_are_large && config.isa == Isa::sm90a) {
+    throw Error(ErrorCode::unsupported,
+                detail::format("plan: {} takes no scales of 2^{} and more here", to_string(config),
+                               problem.dtype == DType::f16 ? 7 : 122));
   }
   const int tile_rows = config.family == KernelFamily::decode
                             ? decode_tile_rows(config, problem.bits, problem.group_columns)

@@ -72,6 +72,7 @@ class CudaBackend final : public Backend {
     DoubleQuantized::Kind kind;
     bool per_channel;
     std::int64_t dq_group_size;
+    bool scales_are_small;  // below general_scale_limit
     DeviceArray<std::uint8_t> codes;
     DeviceArray<std::uint16_t> scale_scales, scale_zeros, zero_scales, zero_zeros;
   };
@@ -98,7 +99,8 @@ class CudaBackend final : public Backend {
             .k_padded = order_.k_padded,
             .group_columns = order_.group_columns,
             .gathers = order_.gathers(),
-            .fuses = fused_shift_.has_value()};
+            .fuses = fused_shift_.has_value(),
+            .scales_are_large = scales_are_large_};
   }
   kernels::Statistics statistics() const;
   static constexpr std::size_t kFusedPartsBytes =
@@ -106,7 +108,7 @@ class CudaBackend final : public Backend {
   // Finds out what plain parameters, as loaded, are as numbers: scales that are of the activations'
   // type whatever they are stored as, and affine zeros that are integers, become that. Returns
   // whether zeros are still affine and, like scales, numbers of the activations' type, and kernels
-  // of this width are the better for it.
+  // of this width are the better for it. Sets scales_are_large_.
   bool find_numbers(StreamRef stream);
   // How far scales have to be lowered where one multiply-add makes the layer's weights.
   std::optional<int> find_fused_shift(const Parameters& ready, StreamRef stream) const;
@@ -126,6 +128,7 @@ class CudaBackend final : public Backend {
   ZeroKind zero_kind_ = ZeroKind::none;
   bool prepared_ = false;
   std::optional<int> fused_shift_;  // none: it could not
+  bool scales_are_large_ = false;   // of a layer whose weights are general ones
   ColumnOrder order_;
   Parameters parameters_;
   std::optional<Compressed> compressed_;

@@ -43,9 +43,11 @@ bool CudaBackend::find_numbers(StreamRef stream) {
     parameters_.zeros = std::move(zeros);
     parameters_.affine_zeros = {};
     zero_kind_ = ZeroKind::integer;
-    return false;
   }
-  return affine && fuses_affine_zeros(bits_) && scale_dtype_ == config_.dtype &&
+  const bool general = zero_kind_ == ZeroKind::affine || scale_dtype_ != config_.dtype;
+  scales_are_large_ = general && (other & kernels::kScaleTooLarge) != 0;
+  if (zero_kind_ != ZeroKind::affine) return false;
+  return fuses_affine_zeros(bits_) && scale_dtype_ == config_.dtype &&
          (other & kernels::kZeroOfOtherType) == 0;
 }
 

@@ -4,6 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -13,9 +16,27 @@
 #include "cuda/cuda_backend.hpp"
 #include "cuda/cuda_error.hpp"
 #include "gather.hpp"
+#include "general_weights.hpp"
 #include "mpq/error.hpp"
 
 namespace mpq::detail {
+
+namespace {
+
+// Whether whatever the codes are scales are below general_scale_limit.
+bool has_small_scales(const DoubleQuantized& statistics, DType dtype) {
+  for (std::size_t i = 0; i < statistics.scale_scales.size(); ++i) {
+    const float zero = to_float(statistics.scale_zeros[i], dtype);
+    const float most = std::max(std::fabs(zero), std::fabs(15 - zero));
+    const float scale = std::fabs(to_float(statistics.scale_scales[i], dtype)) * most;
+    // (Half of the limit, for products are rounded; check_parameters is who finds what is no
+    // number.)
+    if (scale >= kernels::general_scale_limit(dtype) / 2) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   ColumnOrder order = order_columns(bits_, k(), weights.group_size, weights.g_idx);
@@ -44,6 +65,7 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
     compressed = Compressed{.kind = dq.kind,
                             .per_channel = dq.per_channel,
                             .dq_group_size = dq.dq_group_size,
+                            .scales_are_small = has_small_scales(dq, weights.dtype),
                             .codes = put(dq.codes, groups(), n()),
                             .scale_scales = put(dq.scale_scales, rows, cols),
                             .scale_zeros = put(dq.scale_zeros, rows, cols),
@@ -57,6 +79,7 @@ void CudaBackend::load(const WeightsData& weights, StreamRef stream) {
   parameters_ = std::move(loaded);
   compressed_ = std::move(compressed);
   fused_shift_.reset();
+  scales_are_large_ = false;
   prepared_ = false;
 }
 
@@ -91,6 +114,7 @@ const char* CudaBackend::why_not_packed() const {
   if (compressed_->per_channel || compressed_->dq_group_size % kStatisticChannels != 0) {
     return "dq_group_size is not a multiple of 32";
   }
+  if (!compressed_->scales_are_small) return "scales may be too large";
   return nullptr;
 }
 

@@ -224,9 +224,15 @@ TEST_CASE("all kernels agree on a small layer of many channels", "[small]") {
 
 TEST_CASE("one and two rows are right whatever their groups and zeros", "[small]") {
   const auto bits = GENERATE(1, 2, 4, 8);
-  const auto zeros = GENERATE(ZeroKind::integer, ZeroKind::affine);
-  const auto narrow = GENERATE(false, true);  // affine zeros
-  if (narrow && (zeros != ZeroKind::affine || !fuses_affine_zeros(bits))) return;
+  struct Kind {
+    ZeroKind zeros;
+    bool narrow;  // affine zeros
+    DType dtype;  // of x; scales are of float16
+  };
+  const auto [zeros, narrow, dtype] = GENERATE(
+      Kind{ZeroKind::integer, false, DType::f16}, Kind{ZeroKind::affine, false, DType::f16},
+      Kind{ZeroKind::affine, true, DType::f16}, Kind{ZeroKind::integer, false, DType::bf16});
+  if (narrow && !fuses_affine_zeros(bits)) return;
   const auto group_size = GENERATE(32, 64, 128);
   constexpr std::int64_t kK = 1500, kN = 330;  // several units a warp, several columns
   const auto weights = random_weights({.bits = bits,
@@ -236,10 +242,10 @@ TEST_CASE("one and two rows are right whatever their groups and zeros", "[small]
                                        .zero_kind = zeros,
                                        .narrow_zeros = narrow,
                                        .seed = 31});
-  AnyLinear linear(weights, Device::cuda(), DType::f16);
+  AnyLinear linear(weights, Device::cuda(), dtype);
   linear.prepare_params();
-  const auto x = random_activations(2, kK, DType::f16, 32);
-  const Reference all = reference_forward(weights, view(x, DType::f16, 2, kK));
+  const auto x = random_activations(2, kK, dtype, 32);
+  const Reference all = reference_forward(weights, view(x, dtype, 2, kK));
   for (const std::int64_t m : {1, 2}) {
     for (const int warps_n : {1, 8}) {
       for (const int cluster : {1, 4}) {
@@ -248,9 +254,9 @@ TEST_CASE("one and two rows are right whatever their groups and zeros", "[small]
             linear, x, {.m = m, .options = {.kernel = 0, .cluster = cluster, .warps_n = warps_n}});
         Reference reference = all;
         reference.rows = m;
-        const auto mismatch = find_mismatch(reference, view(y, DType::f16, m, kN), false);
-        INFO(fmt::format("w{} narrow {} group {} m {} warps_n {} cluster {}", bits, narrow,
-                         group_size, m, warps_n, cluster));
+        const auto mismatch = find_mismatch(reference, view(y, dtype, m, kN), false);
+        INFO(fmt::format("w{} {} narrow {} group {} m {} warps_n {} cluster {}", bits,
+                         to_string(dtype), narrow, group_size, m, warps_n, cluster));
         if (mismatch) FAIL_CHECK(*mismatch);
       }
     }

@@ -128,6 +128,9 @@ inline int __float2int_rn(float value) {  // saturates; 0 for NaN
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fma(a, b, c);
 }
+inline float __saturatef(float value) {  // 0 for NaN
+  return std::isnan(value) ? 0.f : std::clamp(value, 0.f, 1.f);
+}
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }

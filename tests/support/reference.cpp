@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "mpq/kernel_shape.hpp"
 #include "mpq/pack.hpp"
 
 namespace mpq::test {
@@ -146,6 +147,48 @@ std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, D
     }
   }
   return rounded;
+}
+
+std::optional<std::string> find_weight_mismatch(const AnyQuantizedWeights& weights,
+                                                const std::vector<std::uint16_t>& y, DType dtype,
+                                                const KernelConfig& config, bool narrow_zeros) {
+  const int bits = bits_of(weights);
+  const bool general = config.family == KernelFamily::prefill && config.isa == Isa::sm90a &&
+                       !multiplies_raised_codes(config, bits) && bits > 1;
+  AnyQuantizedWeights plain = weights;
+  decompress(data_of(plain));
+  const WeightsData& w = data_of(plain);
+  const bool affine = w.zero_kind == ZeroKind::affine && !narrow_zeros;
+  const bool rounds_more = general && (affine || (bits == 8 && w.dtype != dtype));
+  const auto expected = rounded_weights(weights, dtype);
+  const std::vector<std::uint8_t> codes = unpack(w.qweight, w.in_features, w.out_features, bits);
+  const int digits = dtype == DType::f16 ? 11 : 8;
+  for (std::size_t at = 0; at < y.size(); ++at) {
+    if (y[at] == expected[at]) continue;
+    const auto k = static_cast<std::int64_t>(at) / w.out_features;
+    const auto n = static_cast<std::int64_t>(at) % w.out_features;
+    const double weight = weight_of(w, bits, codes[at], k, n), value = to_float(y[at], dtype);
+    double bound = 0;
+    if (rounds_more) {
+      // What is left of an affine zero when a multiple of the scale between those of the codes is
+      // taken from it: at most half of the last place of a number as large as they are.
+      const double zero = -weight_of(w, bits, 0, k, n);
+      const double scale = (weight_of(w, bits, 1, k, n) + zero), most = scale * (1 << bits);
+      double rest = std::abs(scale) * std::ldexp(0.51, bits - digits);
+      if (std::abs(zero) > std::abs(most)) rest = std::abs(zero - most);
+      if (zero * scale < 0) rest = std::abs(zero);
+      bound = std::ldexp(rest, -digits);
+      if (dtype == DType::f16) bound += 0x1p-25;
+      // There the scale has a rest, too, whose product is rounded with that.
+      if (dtype == DType::bf16) bound += bound + std::ldexp(std::abs(weight) + rest, -2 * digits);
+      bound += 0.5 * ulp_of(weight, dtype);
+    }
+    if (!(std::abs(value - weight) <= bound)) {
+      return fmt::format("the weight of column {}, channel {} is {}, expected {} within {}", k, n,
+                         value, weight, bound);
+    }
+  }
+  return std::nullopt;
 }
 
 std::optional<std::string> find_mismatch(const Reference& reference, const ConstMatrix& y_host,

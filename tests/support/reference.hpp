@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "mpq/kernel_table.hpp"
 #include "mpq/matrix.hpp"
 #include "mpq/quantized_weights.hpp"
 
@@ -28,6 +29,13 @@ std::vector<std::uint16_t> rounded(const Reference& reference, DType dtype);
 std::vector<std::uint16_t> one_hot_rows(std::int64_t in_features, DType dtype);
 /// That y [in_features, out_features]: the weights, rounded once.
 std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, DType dtype);
+/// Names the first element of that y which is neither that nor, in a kernel that makes general
+/// weights of the layer (kernels/general_weights.cuh), as near to the weight as those are: within
+/// half an ulp and what else they round. narrow_zeros: affine zeros are numbers that they are made
+/// of as they are, so nothing else is rounded.
+std::optional<std::string> find_weight_mismatch(const AnyQuantizedWeights& weights,
+                                                const std::vector<std::uint16_t>& y, DType dtype,
+                                                const KernelConfig& config, bool narrow_zeros);
 
 /// Names the first element of y [rows, cols] (16-bit, on the host) outside the bound of the
 /// reference; nothing if there is none. `weights_rounded`: whether the path that made y rounds each
