@@ -11,12 +11,13 @@
 
 namespace mpq::kernels {
 
-/// What is added to s q: -s z or b. (One of the two is 0.) zeros: of two channels, of which this is
-/// the h-th.
-template <int WBits>
-__device__ __forceinline__ float offset_of(float scale, std::uint32_t zeros, int h, float offset) {
-  constexpr unsigned kBits = 8 * sizeof(ZeroCode<WBits>);
-  return __fmaf_rn(-scale, static_cast<float>(zeros >> (kBits * h) & ((1u << kBits) - 1)), offset);
+/// What is added to s q: -s z or b, of two channels. (One of the two is 0.)
+template <int WBits, DType T>
+__device__ __forceinline__ float2 offsets_of(float2 scales, std::uint32_t zeros, float2 affine) {
+  if constexpr (!may_be_integer(WBits, T)) return affine;
+  constexpr unsigned kBits = 8 * sizeof(ZeroCode<WBits>), kMask = (1u << kBits) - 1;
+  return {__fmaf_rn(-scales.x, static_cast<float>(zeros & kMask), affine.x),
+          __fmaf_rn(-scales.y, static_cast<float>(zeros >> kBits & kMask), affine.y)};
 }
 
 /// s (q - z) or s q + b of two channels in one group, in 16-bit arithmetic: b is c - s z with a z
@@ -29,12 +30,13 @@ template <int WBits, DType T>
 class GeneralWeights {
  public:
   GeneralWeights() = default;
-  /// zeros: of both channels; where zeros are affine 0, else `affine` is. most_zero:
-  /// general_most_zero, or 0 where `affine` are numbers of T, which c then is.
+  /// zeros: of both channels; where zeros are affine 0 (see may_be_integer), else `affine` is.
+  /// most_zero: general_most_zero, or 0 where `affine` are numbers of T, which c then is.
   __device__ __forceinline__ GeneralWeights(float2 scales, std::uint32_t zeros, float2 affine,
                                             float most_zero) {
-    const Split low = split(scales.x, offset_of<WBits>(scales.x, zeros, 0, affine.x), most_zero);
-    const Split high = split(scales.y, offset_of<WBits>(scales.y, zeros, 1, affine.y), most_zero);
+    const float2 offsets = offsets_of<WBits, T>(scales, zeros, affine);
+    const Split low = split(scales.x, offsets.x, most_zero);
+    const Split high = split(scales.y, offsets.y, most_zero);
     scales_ = round_to_pair<T>(low.scale, high.scale);
     zeros_ = round_to_pair<T>(low.zero, high.zero);
     rests_ = round_to_pair<T>(low.rest, high.rest);
@@ -96,8 +98,9 @@ class GeneralWeights<1, T> {
   GeneralWeights() = default;
   __device__ __forceinline__ GeneralWeights(float2 scales, std::uint32_t zeros, float2 affine,
                                             float /*most_zero*/) {
-    make(0, scales.x, offset_of<1>(scales.x, zeros, 0, affine.x));
-    make(1, scales.y, offset_of<1>(scales.y, zeros, 1, affine.y));
+    const float2 offsets = offsets_of<1, T>(scales, zeros, affine);
+    make(0, scales.x, offsets.x);
+    make(1, scales.y, offsets.y);
   }
   __device__ __forceinline__ std::uint32_t pair(std::uint32_t word, int step, int h) const {
     const std::uint32_t signs = word << (7 - step % 8);

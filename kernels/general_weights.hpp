@@ -16,6 +16,11 @@ constexpr int general_lowered(DType dtype) noexcept {
 constexpr float general_most_zero(int bits, DType dtype) noexcept {
   return static_cast<float>(1 << bits) / static_cast<float>(1 << general_lowered(dtype));
 }
+/// Whether zeros may be integers there: those of bfloat16 scales under float16 are affine by then
+/// (CudaBackend::keeps_affine_zeros_only), but with 1 and 2 bits other layers have them, too.
+constexpr bool may_be_integer(int bits, DType dtype) noexcept {
+  return bits <= 2 || dtype == DType::bf16;
+}
 /// A power of two that no scale may reach: times 2^general_lowered it is beyond the type's numbers.
 /// f16: 128, bf16: 2^122.
 inline float general_scale_limit(DType dtype) noexcept {

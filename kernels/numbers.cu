@@ -67,6 +67,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
+    affine_zeros_kernel(const std::uint16_t* __restrict__ scales, bool is_bf16,
+                        const std::uint16_t* __restrict__ zeros, int middle, std::int64_t count,
+                        float* __restrict__ affine_zeros) {
+  const std::int64_t i = thread_index();
+  if (i >= count) return;
+  const int zero = zeros == nullptr ? middle : zeros[i];
+  affine_zeros[i] = -scale_to_float(scales[i], is_bf16) * static_cast<float>(zero);
+}
+
+__global__ void __launch_bounds__(kThreads)
     round_kernel(const float* __restrict__ values, bool to_bf16, std::int64_t count,
                  std::uint16_t* __restrict__ rounded) {
   const std::int64_t i = thread_index();
@@ -122,6 +132,13 @@ cudaError_t find_integer_zeros(const std::uint16_t* scales, DType dtype, const f
                                std::int64_t count, std::uint16_t* zeros, cudaStream_t stream) {
   return launch_kernel(integer_zeros, grid_for(count), kThreads, 0, stream, scales,
                        dtype == DType::bf16, affine_zeros, count, zeros);
+}
+
+cudaError_t find_affine_zeros(const std::uint16_t* scales, DType dtype, const std::uint16_t* zeros,
+                              int middle, std::int64_t count, float* affine_zeros,
+                              cudaStream_t stream) {
+  return launch_kernel(affine_zeros_kernel, grid_for(count), kThreads, 0, stream, scales,
+                       dtype == DType::bf16, zeros, middle, count, affine_zeros);
 }
 
 cudaError_t round_values(const float* values, DType dtype, std::int64_t count,

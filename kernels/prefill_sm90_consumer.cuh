@@ -190,7 +190,9 @@ class PrefillConsumer : public PrefillWarpgroup<WBits, T, C, kWay == Dequantisin
       // Where they may be fused, narrow ones are.
       constexpr AffineZeros kAffineZeros =
           Shape::kMayBeAffine ? AffineZeros::wide : AffineZeros::either;
-      const auto stored = this->template stored_parameters<kAffineZeros>(x_cursor_.slot, row, t);
+      constexpr bool kMayBeInteger = !kGeneral || may_be_integer(WBits, T);
+      const auto stored =
+          this->template stored_parameters<kAffineZeros, kMayBeInteger>(x_cursor_.slot, row, t);
       if constexpr (kFused) {
         const FusedFactors factors{cluster_.fused_multiplier, cluster_.fused_zero,
                                    Shape::kMayBeAffine && zeros_picked_ == kPicksHalves};

@@ -103,7 +103,7 @@ class PrefillSums {
     float2 affine{0.f, 0.f};
   };
   // From row `row` of a slot, for strip t. (narrow: they are affine.)
-  template <AffineZeros kAffineZeros = AffineZeros::either>
+  template <AffineZeros kAffineZeros = AffineZeros::either, bool kMayBeInteger = true>
   __device__ __forceinline__ StoredParameters stored_parameters(int slot, int row, int t) const {
     const auto& from = storage_.rings.parameters[slot];
     const int channel = (column_ * kTiles + t) * Layout::kBlockN + 16 * warp_ + lane_ / 4;
@@ -120,7 +120,8 @@ class PrefillSums {
       stored.affine = pair.affine();
     } else {
       stored.scales = *reinterpret_cast<const std::uint32_t*>(&from.scales[row][at]);
-      if (kGeneral && (kAffineZeros == AffineZeros::narrow || args_.zeros == nullptr)) {
+      if (kGeneral &&
+          (kAffineZeros == AffineZeros::narrow || !kMayBeInteger || args_.zeros == nullptr)) {
         stored.affine = stored_affine_zeros<kAffineZeros>(from, row, at);
       } else {
         stored.zeros = *reinterpret_cast<const ZeroPair*>(&from.zeros[row][at]);

@@ -46,6 +46,10 @@ cudaError_t convert_scales(std::uint16_t* scales, DType from, DType to, std::int
 /// affine_zeros without kZeroNoInteger -> zeros, z of w = s (q - z).
 cudaError_t find_integer_zeros(const std::uint16_t* scales, DType dtype, const float* affine_zeros,
                                std::int64_t count, std::uint16_t* zeros, cudaStream_t stream);
+/// -> affine_zeros [count], -s z, exactly: zeros [count], or null where all are `middle`.
+cudaError_t find_affine_zeros(const std::uint16_t* scales, DType dtype, const std::uint16_t* zeros,
+                              int middle, std::int64_t count, float* affine_zeros,
+                              cudaStream_t stream);
 /// values -> rounded, of type dtype.
 cudaError_t round_values(const float* values, DType dtype, std::int64_t count,
                          std::uint16_t* rounded, cudaStream_t stream);

@@ -105,6 +105,11 @@ class CudaBackend final : public Backend {
   kernels::Statistics statistics() const;
   static constexpr std::size_t kFusedPartsBytes =
       kernels::kFusedParts * sizeof(kernels::FusedParameters);
+  // Whether integer zeros become affine ones, which the kernels of other scales then need not ask:
+  // where these are few.
+  bool keeps_affine_zeros_only() const {
+    return config_.dtype == DType::f16 && scale_dtype_ != config_.dtype;
+  }
   // Finds out what plain parameters, as loaded, are as numbers: scales that are of the activations'
   // type whatever they are stored as, and affine zeros that are integers, become that. Returns
   // whether zeros are still affine and, like scales, numbers of the activations' type, and kernels

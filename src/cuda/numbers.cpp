@@ -33,7 +33,7 @@ bool CudaBackend::find_numbers(StreamRef stream) {
                "convert_scales");
     scale_dtype_ = config_.dtype;
   }
-  if (affine && (other & kernels::kZeroNoInteger) == 0) {
+  if (affine && (other & kernels::kZeroNoInteger) == 0 && !keeps_affine_zeros_only()) {
     DeviceArray<std::uint16_t> zeros(device_, groups(), n());
     check_cuda(kernels::find_integer_zeros(parameters_.scales.data(), scale_dtype_,
                                            parameters_.affine_zeros.data(), count, zeros.data(),
@@ -44,9 +44,20 @@ bool CudaBackend::find_numbers(StreamRef stream) {
     parameters_.affine_zeros = {};
     zero_kind_ = ZeroKind::integer;
   }
+  if (zero_kind_ != ZeroKind::affine && keeps_affine_zeros_only()) {
+    DeviceArray<float> zeros(device_, groups(), n());
+    check_cuda(kernels::find_affine_zeros(parameters_.scales.data(), scale_dtype_,
+                                          parameters_.zeros.data(), 1 << (bits_ - 1), count,
+                                          zeros.data(), stream.get()),
+               "find_affine_zeros");
+    check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+    parameters_.zeros = {};
+    parameters_.affine_zeros = std::move(zeros);
+    zero_kind_ = ZeroKind::affine;
+  }
   const bool general = zero_kind_ == ZeroKind::affine || scale_dtype_ != config_.dtype;
   scales_are_large_ = general && (other & kernels::kScaleTooLarge) != 0;
-  if (zero_kind_ != ZeroKind::affine) return false;
+  if (!affine || zero_kind_ != ZeroKind::affine) return false;
   return fuses_affine_zeros(bits_) && scale_dtype_ == config_.dtype &&
          (other & kernels::kZeroOfOtherType) == 0;
 }

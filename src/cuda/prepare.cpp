@@ -172,7 +172,8 @@ void CudaBackend::check_values() const {
 }
 
 std::size_t CudaBackend::prepare_bytes() const {
-  const bool affine = zero_kind_ == ZeroKind::affine;
+  const bool becomes_affine = zero_kind_ != ZeroKind::affine && keeps_affine_zeros_only();
+  const bool affine = zero_kind_ == ZeroKind::affine || becomes_affine;
   const std::int64_t statistics = order_.kernel_groups() * n_padded();
   const std::int64_t zero_rows = zero_kind_ == ZeroKind::integer
                                      ? order_.kernel_groups()
@@ -181,6 +182,7 @@ std::size_t CudaBackend::prepare_bytes() const {
                        (affine ? 6 * statistics : zero_rows * n_padded() * (bits_ < 8 ? 1 : 2)) +
                        4 * (order_.k_padded + order_.kernel_groups()) +
                        static_cast<std::int64_t>(kFusedPartsBytes);
+  if (becomes_affine) bytes += 4 * groups() * n();              // not yet in order
   if (compressed_) bytes += groups() * n() * (affine ? 6 : 2);  // decoded, not yet in order
   return static_cast<std::size_t>(bytes);
 }
