@@ -1,9 +1,9 @@
 #pragma once
 // Prefill on Hopper: many batch rows, y^T = W x^T on wgmma. Weights are operand A from registers,
-// dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b); x is
-// operand B, brought by TMA into swizzled shared memory. With up to 32 rows and 4 bits operand A is
-// codes, raised (raised_codes.cuh), and scales and zeros are for the sums of a group; with 8 rows
-// on mma.sync, whose products are short enough.
+// dequantised there to the activations' type (one rounding of s * (q - z) or s * q + b, or nearly:
+// general_weights.cuh); x is operand B, brought by TMA into swizzled shared memory. With up to 32
+// rows and 4 bits operand A is codes, raised (raised_codes.cuh), and scales and zeros are for the
+// sums of a group; with 8 rows on mma.sync, whose products are short enough.
 //
 // A CTA is a producer warpgroup, whose warps have a ring in shared memory each to fill, and two to
 // four consumer warpgroups, each with its share of the tile's channels and all of its batch rows. K

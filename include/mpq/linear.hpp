@@ -34,8 +34,8 @@ struct PrepareOptions {
   /// Of double-quantised statistics with scales and zeros (GBA), on a CUDA device: true leaves them
   /// packed and kernels decode them where they use them; false decodes them here, once; nothing:
   /// the plan chooses what is faster (keeps_statistics_packed). Results have the same bits where
-  /// the plan cuts K alike, but for 8-bit weights that float32 does not hold: kernels for many rows
-  /// round those once if statistics are decoded here, else twice.
+  /// the plan cuts K alike and one multiply-add makes the decoded layer's weights (Problem::fuses);
+  /// else kernels for many rows may round some of its weights the other way.
   /// Statistics can be left packed if they are of the activations' type and dq_group_size is a
   /// multiple of 32; true throws Error(unsupported) otherwise.
   std::optional<bool> packed_statistics;

@@ -57,9 +57,8 @@ bool CudaBackend::find_numbers(StreamRef stream) {
   }
   const bool general = zero_kind_ == ZeroKind::affine || scale_dtype_ != config_.dtype;
   scales_are_large_ = general && (other & kernels::kScaleTooLarge) != 0;
-  if (!affine || zero_kind_ != ZeroKind::affine) return false;
-  return fuses_affine_zeros(bits_) && scale_dtype_ == config_.dtype &&
-         (other & kernels::kZeroOfOtherType) == 0;
+  return zero_kind_ == ZeroKind::affine && fuses_affine_zeros(bits_) &&
+         scale_dtype_ == config_.dtype && (other & kernels::kZeroOfOtherType) == 0;
 }
 
 std::optional<int> CudaBackend::find_fused_shift(const Parameters& ready, StreamRef stream) const {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "mpq/error.hpp"
 #include "mpq/plan.hpp"
@@ -57,17 +58,23 @@ void check_same(const AnyQuantizedWeights& weights, const AnyLinear& a, const An
   }
 }
 
-/// Every weight, rounded, from every kernel. narrow_zeros: of find_weight_mismatch.
+/// Every weight, rounded, from a kernel. x: one-hot rows; narrow_zeros: of find_weight_mismatch.
+void check_kernel(const AnyQuantizedWeights& weights, const AnyLinear& linear,
+                  const std::vector<std::uint16_t>& x, int kernel, bool narrow_zeros) {
+  const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
+  const DType dtype = linear.config().dtype;
+  const auto y = run_linear(linear, x, {.m = columns(), .options = {.kernel = kernel}});
+  if (const auto mismatch = find_weight_mismatch(weights, y, dtype, config, narrow_zeros)) {
+    FAIL_CHECK(to_string(config) << ": " << *mismatch);
+  }
+}
+
+/// From every kernel.
 void check_weights(const AnyQuantizedWeights& weights, DType dtype, bool narrow_zeros) {
   const AnyLinear linear = prepared(weights, dtype);
   const auto x = one_hot_rows(columns(), dtype);
   for (const int kernel : usable_kernels(weights)) {
-    if (is_slow() && kernel % 8 != 0) continue;
-    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
-    const auto y = run_linear(linear, x, {.m = columns(), .options = {.kernel = kernel}});
-    if (const auto mismatch = find_weight_mismatch(weights, y, dtype, config, narrow_zeros)) {
-      FAIL_CHECK(to_string(config) << ": " << *mismatch);
-    }
+    if (!is_slow() || kernel % 8 == 0) check_kernel(weights, linear, x, kernel, narrow_zeros);
   }
 }
 
@@ -186,15 +193,12 @@ TEST_CASE("scales too large for general weights are for other kernels", "[small]
   const bool other = runs_sm90a_code(traits_of(Device::cuda())) && large >= 128;
   const auto x = one_hot_rows(columns(), DType::f16);
   for (const int kernel : usable_kernels(weights)) {
-    const KernelConfig& config = kKernelTable[static_cast<std::size_t>(kernel)];
     if (is_slow() && kernel % 8 != 0) continue;
-    const RunSpec spec{.m = columns(), .options = {.kernel = kernel}};
-    if (other && config.isa == Isa::sm90a) {
+    if (other && kKernelTable[static_cast<std::size_t>(kernel)].isa == Isa::sm90a) {
+      const RunSpec spec{.m = columns(), .options = {.kernel = kernel}};
       CHECK_THROWS_AS(run_linear(linear, x, spec), Error);
     } else if (std::isfinite(large)) {
-      const auto mismatch =
-          find_weight_mismatch(weights, run_linear(linear, x, spec), DType::f16, config, false);
-      if (mismatch) FAIL_CHECK(to_string(config) << ": " << *mismatch);
+      check_kernel(weights, linear, x, kernel, false);
     }
   }
   if (other) CHECK(linear.describe(100).find("sm90a") == std::string::npos);

@@ -55,6 +55,20 @@ double weight_of(const WeightsData& w, int bits, int code, std::int64_t k, std::
   return scale * code + static_cast<double>(w.affine_zeros[at]);
 }
 
+// y of one_hot_rows: the weights [in_features, out_features], rounded once.
+std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, DType dtype) {
+  const std::int64_t in = data_of(weights).in_features, out = data_of(weights).out_features;
+  const auto dense = dequantize(weights);
+  std::vector<std::uint16_t> rounded(dense.size());
+  for (std::int64_t k = 0; k < in; ++k) {
+    for (std::int64_t n = 0; n < out; ++n) {
+      rounded[static_cast<std::size_t>(k * out + n)] =
+          from_float(dense[static_cast<std::size_t>(n * in + k)], dtype);
+    }
+  }
+  return rounded;
+}
+
 }  // namespace
 
 Reference reference_forward(const AnyQuantizedWeights& weights, const ConstMatrix& x_host) {
@@ -136,19 +150,6 @@ std::vector<std::uint16_t> one_hot_rows(std::int64_t in_features, DType dtype) {
   return x;
 }
 
-std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, DType dtype) {
-  const std::int64_t in = data_of(weights).in_features, out = data_of(weights).out_features;
-  const auto dense = dequantize(weights);
-  std::vector<std::uint16_t> rounded(dense.size());
-  for (std::int64_t k = 0; k < in; ++k) {
-    for (std::int64_t n = 0; n < out; ++n) {
-      rounded[static_cast<std::size_t>(k * out + n)] =
-          from_float(dense[static_cast<std::size_t>(n * in + k)], dtype);
-    }
-  }
-  return rounded;
-}
-
 std::optional<std::string> find_weight_mismatch(const AnyQuantizedWeights& weights,
                                                 const std::vector<std::uint16_t>& y, DType dtype,
                                                 const KernelConfig& config, bool narrow_zeros) {
@@ -163,6 +164,9 @@ std::optional<std::string> find_weight_mismatch(const AnyQuantizedWeights& weigh
   const auto expected = rounded_weights(weights, dtype);
   const std::vector<std::uint8_t> codes = unpack(w.qweight, w.in_features, w.out_features, bits);
   const int digits = dtype == DType::f16 ? 11 : 8;
+  if (y.size() != expected.size()) {
+    return fmt::format("y has {} elements, the weights {}", y.size(), expected.size());
+  }
   for (std::size_t at = 0; at < y.size(); ++at) {
     if (y[at] == expected[at]) continue;
     const auto k = static_cast<std::int64_t>(at) / w.out_features;

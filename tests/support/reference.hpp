@@ -27,12 +27,10 @@ std::vector<std::uint16_t> rounded(const Reference& reference, DType dtype);
 
 /// Rows of x [in_features, in_features] that are zero but for a one each: y has weight by weight.
 std::vector<std::uint16_t> one_hot_rows(std::int64_t in_features, DType dtype);
-/// That y [in_features, out_features]: the weights, rounded once.
-std::vector<std::uint16_t> rounded_weights(const AnyQuantizedWeights& weights, DType dtype);
-/// Names the first element of that y which is neither that nor, in a kernel that makes general
-/// weights of the layer (kernels/general_weights.cuh), as near to the weight as those are: within
-/// half an ulp and what else they round. narrow_zeros: affine zeros are numbers that they are made
-/// of as they are, so nothing else is rounded.
+/// Names the first element of that y which is neither the weight, rounded once, nor, in a kernel
+/// that makes general weights of the layer (kernels/general_weights.cuh), as near to it as those
+/// are: within half an ulp and what else they round. narrow_zeros: affine zeros are numbers that
+/// they are made of as they are, so nothing else is rounded.
 std::optional<std::string> find_weight_mismatch(const AnyQuantizedWeights& weights,
                                                 const std::vector<std::uint16_t>& y, DType dtype,
                                                 const KernelConfig& config, bool narrow_zeros);
